@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Every map. Sizes here are defaults; userspace may change them before the map is first created. All are pinned by name. */
+#pragma once
+#include "types.h"
+
+#define STRAIT_MAP(map_name, map_type, key_type, value_type, entries, map_flags)                                       \
+	struct {                                                                                                       \
+		__uint(type, map_type);                                                                                \
+		__type(key, key_type);                                                                                 \
+		__type(value, value_type);                                                                             \
+		__uint(max_entries, entries);                                                                          \
+		__uint(map_flags, map_flags);                                                                          \
+		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                                   \
+	} map_name SEC(".maps")
+
+STRAIT_MAP(strait_endpoint, BPF_MAP_TYPE_HASH, struct addr, struct endpoint, 4096, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_ipcache, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, struct remote, 131072, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_device, BPF_MAP_TYPE_HASH, __u32, struct device, 256, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_ct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_entry, 262144, 0);
+STRAIT_MAP(strait_nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_entry, 131072, 0);
+STRAIT_MAP(strait_frag, BPF_MAP_TYPE_LRU_HASH, struct frag_key, struct frag_entry, 8192, 0);
+STRAIT_MAP(strait_service, BPF_MAP_TYPE_HASH, struct sockaddr_key, struct service, 65536, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_slot, BPF_MAP_TYPE_HASH, struct slot_key, __u32, 262144, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_backend, BPF_MAP_TYPE_HASH, __u32, struct backend, 131072, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_sk, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_peer, 0, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_dgram, BPF_MAP_TYPE_LRU_HASH, struct dgram_key, struct sockaddr_key, 65536, 0);
+STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 256, 0);
