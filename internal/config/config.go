@@ -1,0 +1,117 @@
+// Package config is the configuration of the agent and the operator: its keys, defaults and checks.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is the content of config.yaml. Keys are the json names; an unknown key is an error.
+type Config struct {
+	ClusterName string      `json:"clusterName"`
+	RoutingMode RoutingMode `json:"routingMode"`
+	Network     Network     `json:"network"`
+	IPv4        bool        `json:"ipv4"`
+	IPv6        bool        `json:"ipv6"`
+	IPAM        IPAM        `json:"ipam"`
+	// Devices carry cluster and outside traffic; empty: those with a node address or a default route.
+	Devices []string `json:"devices"`
+	// MTU of the devices; 0: detected, continuously.
+	MTU   int   `json:"mtu"`
+	VXLAN VXLAN `json:"vxlan"`
+	// MasqueradePorts is "min-max", inclusive; must not overlap net.ipv4.ip_local_port_range.
+	MasqueradePorts string   `json:"masqueradePorts"`
+	SocketLB        SocketLB `json:"socketLB"`
+	Maps            Maps     `json:"maps"`
+	// CgroupRoot is the cgroup v2 directory whose sockets are load balanced; empty: found by itself.
+	CgroupRoot string `json:"cgroupRoot"`
+	// BPFRoot is the bpffs mount under which strait/v1 is kept.
+	BPFRoot  string `json:"bpfRoot"`
+	RunDir   string `json:"runDir"`   // sockets and lock
+	StateDir string `json:"stateDir"` // records and queued deletes
+	CNI      CNI    `json:"cni"`
+	// API reaches the API server when services do not work yet; empty: in-cluster configuration.
+	API API `json:"api"`
+	// MetricsAddress serves /metrics, /healthz and /readyz; empty: off.
+	MetricsAddress string `json:"metricsAddress"`
+	LogLevel       string `json:"logLevel"`
+}
+
+// RoutingMode is how packets reach pods on other nodes.
+type RoutingMode string
+
+// The routing modes.
+const (
+	VXLANMode  RoutingMode = "vxlan"
+	NativeMode RoutingMode = "native"
+)
+
+// Network is the cluster's design towards the outside.
+type Network string
+
+// The designs of product.md NET-3.
+const (
+	Island   Network = "island"
+	Flat     Network = "flat"
+	Isolated Network = "isolated"
+)
+
+// IPAMMode says who gives nodes their pod CIDRs.
+type IPAMMode string
+
+// The IPAM modes.
+const (
+	ClusterPool    IPAMMode = "cluster-pool"
+	KubernetesIPAM IPAMMode = "kubernetes"
+)
+
+// IPAM configures pod addresses.
+type IPAM struct {
+	Mode       IPAMMode `json:"mode"`
+	PodCIDRv4  Prefix   `json:"podCIDRv4"` // cluster-pool: the pool; kubernetes: the whole, for masquerading decisions
+	PodCIDRv6  Prefix   `json:"podCIDRv6"`
+	NodeMaskV4 int      `json:"nodeMaskV4"`
+	NodeMaskV6 int      `json:"nodeMaskV6"`
+	CoolDown   Duration `json:"coolDown"`
+}
+
+// VXLAN configures the tunnel.
+type VXLAN struct {
+	Port uint16 `json:"port"`
+}
+
+// SocketLB configures load balancing in connect() and sendmsg().
+type SocketLB struct {
+	Enabled bool `json:"enabled"`
+}
+
+// Maps are the sizes of the kernel's tables, in entries.
+type Maps struct {
+	Conntrack uint32 `json:"conntrack"`
+	NAT       uint32 `json:"nat"`
+	Services  uint32 `json:"services"`
+	Backends  uint32 `json:"backends"`
+	IPCache   uint32 `json:"ipcache"`
+}
+
+// CNI says where the plugin is installed.
+type CNI struct {
+	BinDir  string `json:"binDir"`
+	ConfDir string `json:"confDir"`
+	// Install copies the plugin and writes the conflist; off when something else does.
+	Install bool `json:"install"`
+	// Exclusive renames other CNI configurations so that the runtime cannot choose them.
+	Exclusive bool `json:"exclusive"`
+}
+
+// API is how to reach the Kubernetes API server.
+type API struct {
+	Server     string `json:"server"`     // https://host:port, overrides the in-cluster address
+	Kubeconfig string `json:"kubeconfig"` // path, for agents outside pods
+}
+
+// Prefix is a netip.Prefix that reads and prints as CIDR text; zero is the empty string.
+type Prefix struct{ netip.Prefix }
+
+// Duration is a time.Duration that reads and prints as Go duration text ("30s").
+type Duration struct{ time.Duration }

@@ -1,0 +1,52 @@
+package state
+
+import (
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/strait-net/strait/internal/table"
+)
+
+// EndpointPhase is where a local pod attachment is in its life.
+type EndpointPhase string
+
+// The phases: adding -> ready -> (degraded) -> gone.
+const (
+	EndpointAdding   EndpointPhase = "adding"
+	EndpointReady    EndpointPhase = "ready"
+	EndpointDegraded EndpointPhase = "degraded" // Error says what is wrong; repaired when possible
+)
+
+// Endpoint is a pod attachment on this node: one sandbox, one interface. Owner: endpoint.
+type Endpoint struct {
+	ContainerID string
+	IfName      string // in the pod
+	Namespace   string
+	Pod         string
+	PodUID      string
+	NetNS       string
+	Device      string // node's end
+	DeviceIndex int    // node's end
+	Addresses   []netip.Addr
+	PodMAC      net.HardwareAddr
+	HostMAC     net.HardwareAddr
+	MTU         int
+	Phase       EndpointPhase
+	Error       string
+	Since       time.Time
+}
+
+// Key returns containerID/ifname.
+func (e Endpoint) Key() string { return e.ContainerID + "/" + e.IfName }
+
+// EndpointsByPod finds the attachments of a pod by namespace/name.
+var EndpointsByPod = table.Index[Endpoint]{
+	Name: "pod",
+	Keys: func(e Endpoint) []string { return []string{e.Namespace + "/" + e.Pod} },
+}
+
+// NewEndpoints returns the table of local endpoints, keyed by Endpoint.Key.
+func NewEndpoints() *table.Table[Endpoint] {
+	return table.New("endpoints", Endpoint.Key, EndpointsByPod)
+}
