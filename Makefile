@@ -1,0 +1,86 @@
+# `make` builds everything; `make help` says what else there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+
+CACHE ?= $(or $(STRAIT_CACHE),$(HOME)/.cache/strait)
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+COMMANDS := $(notdir $(wildcard cmd/*))
+
+# The toolchain, pinned here and nowhere else.
+CLANG := clang-19
+CLANG_FORMAT := clang-format-19
+GOLANGCI := v2.15.0
+
+export CGO_ENABLED = 0
+
+.PHONY: help build generate verify test test-race fuzz e2e bench lint format up down image docs clean
+
+help: ## print this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the static binaries into bin/
+	@mkdir -p bin
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+generate: ## rebuild everything generated: BPF objects, their Go side, references
+	@tools/need $(CLANG) llvm-19:llvm-strip-19 libbpf-dev:/usr/include/bpf/bpf_helpers.h
+	CLANG=$(CLANG) go generate ./...
+
+verify: generate ## prove that what is generated is what is committed
+	@git diff --exit-code --stat || { echo 'generated files differ from the committed ones: run "make generate" and commit'; exit 1; }
+
+test: build ## all tests of the product: pure, BPF programs, CNI, network namespaces (root for the last three)
+	@tools/need util-linux:nsenter iproute2:ip
+	go test -count=1 ./...
+
+test-race: ## the pure tests with the race detector
+	@tools/need gcc
+	CGO_ENABLED=1 go test -race -count=1 ./internal/table ./internal/reconcile ./internal/control/... ./internal/kube/... ./internal/ipam/... ./internal/endpoint/...
+
+fuzz: ## run each fuzz target for a moment (FUZZTIME=10s)
+	@tools/fuzz $(or $(FUZZTIME),10s)
+
+e2e: up ## the lab's tests against a running lab
+	cd lab && go test -count=1 -timeout 30m ./e2e/...
+
+bench: build ## measure against peers (BENCH="--rows 1,2 --quick")
+	cd bench && go run . $(or $(BENCH),--all)
+
+lint: $(CACHE)/golangci-lint-$(GOLANGCI) ## the short list of linters, for Go and C
+	@tools/need $(CLANG_FORMAT)
+	$(CLANG_FORMAT) --dry-run --Werror bpf/*.c bpf/lib/*.h
+	$< run ./...
+	cd lab && $< run --config ../.golangci.yml ./...
+	cd bench && $< run --config ../.golangci.yml ./...
+
+format: ## format Go and C
+	gofmt -w cmd internal lab bench
+	$(CLANG_FORMAT) -i bpf/*.c bpf/lib/*.h
+
+$(CACHE)/golangci-lint-$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI) (once, some minutes)"
+	@mkdir -p $(CACHE)/lint
+	GOBIN=$(CACHE)/lint go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI)
+	@mv $(CACHE)/lint/golangci-lint $@
+
+bin/lab: FORCE
+	@mkdir -p bin
+	cd lab && go build -trimpath -o ../bin/lab .
+
+up: build bin/lab ## a real Kubernetes on this machine with Strait as its network (LAB="--nodes 3 --mode vxlan")
+	bin/lab up $(LAB)
+
+down: bin/lab ## end the lab and leave nothing behind
+	bin/lab down $(LAB)
+
+image: build bin/lab ## assemble the container image and print its size
+	bin/lab image
+
+clean: ## remove what was built
+	rm -rf bin
+
+.PHONY: FORCE
+FORCE:
