@@ -19,7 +19,7 @@ export CGO_ENABLED = 0
 .PHONY: help build generate verify test test-race fuzz e2e bench lint format up down image docs clean
 
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the static binaries into bin/
 	@mkdir -p bin

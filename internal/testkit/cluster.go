@@ -48,14 +48,16 @@ type Node struct {
 	IPv4, IPv6 netip.Addr
 	CIDRs      []netip.Prefix
 
-	cluster *Cluster
-	root    string // cgroup of the node; its pods' processes are below it
-	dir     string
-	config  string
-	mu      sync.Mutex
-	agent   *exec.Cmd
-	exited  chan struct{}
-	logFile string
+	cluster  *Cluster
+	root     string // cgroup of the node; its pods' processes are below it
+	dir      string
+	config   string         // path of config.yaml
+	settings map[string]any // its content
+	logFile  string
+
+	mu     sync.Mutex // guards the running agent
+	agent  *exec.Cmd
+	exited chan struct{}
 }
 
 // Addresses of the underlay: node i is .i+1 and ::i+1.
@@ -177,7 +179,7 @@ func (c *Cluster) newNode(i int, cgroup string, underlay *Namespace, overrides m
 	} {
 		n.Run("mount", args...)
 	}
-	config := map[string]any{
+	n.settings = map[string]any{
 		"routingMode": "vxlan",
 		"ipam":        map[string]any{"mode": "kubernetes", "podCIDRv4": "10.244.0.0/16", "podCIDRv6": "fd44::/48"},
 		"cgroupRoot":  root,
@@ -186,11 +188,11 @@ func (c *Cluster) newNode(i int, cgroup string, underlay *Namespace, overrides m
 		"logLevel":    "debug",
 	}
 	for k, v := range overrides {
-		config[k] = v
+		n.settings[k] = v
 	}
 	n.config = filepath.Join(n.dir, "config.yaml")
 	n.logFile = filepath.Join(n.dir, "agent.log")
-	writeYAML(c.t, n.config, config)
+	writeYAML(c.t, n.config, n.settings)
 	return n
 }
 

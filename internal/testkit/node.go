@@ -28,9 +28,7 @@ func (n *Node) StartAgent(args ...string) {
 	log, err := os.OpenFile(n.logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	must(n.t, err)
 	defer func() { _ = log.Close() }()
-	cmd := n.Command(filepath.Join(n.cluster.bin, "strait-agent"), append([]string{
-		"--config", n.config, "--node-name", n.Name, "--source", "static:" + n.cluster.objects,
-	}, args...)...)
+	cmd := n.Command(filepath.Join(n.cluster.bin, "strait-agent"), n.agentArgs(args)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	must(n.t, n.Start(cmd))
 	exited := make(chan struct{})
@@ -97,8 +95,21 @@ func (n *Node) CLI(args ...string) string {
 	return n.Run(filepath.Join(n.cluster.bin, "strait"), args...)
 }
 
-// SetConfig changes keys of the node's configuration; the agent reads it when it starts.
-func (n *Node) SetConfig(config map[string]any) { n.t.Helper(); writeYAML(n.t, n.config, config) }
+// SetConfigKey changes one top-level key of the node's configuration; the agent reads it when it starts.
+func (n *Node) SetConfigKey(key string, value any) {
+	n.t.Helper()
+	n.settings[key] = value
+	writeYAML(n.t, n.config, n.settings)
+}
+
+// RunAgent runs one more agent in the foreground and returns its output when it ends.
+func (n *Node) RunAgent(args ...string) (string, error) {
+	return n.TryRun(filepath.Join(n.cluster.bin, "strait-agent"), n.agentArgs(args)...)
+}
+
+func (n *Node) agentArgs(more []string) []string {
+	return append([]string{"--config", n.config, "--node-name", n.Name, "--source", "static:" + n.cluster.objects}, more...)
+}
 
 // StateDir returns the agent's record directory.
 func (n *Node) StateDir() string { return filepath.Join(n.dir, "state") }
