@@ -14,6 +14,8 @@ type Config struct {
 	IPv4        bool        `json:"ipv4"`
 	IPv6        bool        `json:"ipv6"`
 	IPAM        IPAM        `json:"ipam"`
+	// ServiceCIDRs are the API server's service ranges, at most one per family; only for checks, may be empty.
+	ServiceCIDRs []Prefix `json:"serviceCIDRs"`
 	// Devices carry cluster and outside traffic; empty: those with a node address or a default route.
 	Devices []string `json:"devices"`
 	// MTU of the devices; 0: detected, continuously.
@@ -35,6 +37,8 @@ type Config struct {
 	// MetricsAddress serves /metrics, /healthz and /readyz; empty: off.
 	MetricsAddress string `json:"metricsAddress"`
 	LogLevel       string `json:"logLevel"`
+	// Operator holds what only strait-operator reads.
+	Operator Operator `json:"operator"`
 }
 
 // RoutingMode is how packets reach pods on other nodes.
@@ -108,6 +112,14 @@ type CNI struct {
 type API struct {
 	Server     string `json:"server"`     // https://host:port, overrides the in-cluster address
 	Kubeconfig string `json:"kubeconfig"` // path, for agents outside pods
+}
+
+// Operator configures strait-operator.
+type Operator struct {
+	// MetricsAddress serves /metrics, /healthz and /readyz of the operator; empty: off.
+	MetricsAddress string `json:"metricsAddress"`
+	// Lease is the name of the Lease by which replicas elect the active one.
+	Lease string `json:"lease"`
 }
 
 // Prefix is a netip.Prefix that reads and prints as CIDR text; zero is the empty string.
