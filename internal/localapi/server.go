@@ -1,0 +1,179 @@
+package localapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// DefaultSocket is where the agent listens unless its runDir says otherwise.
+const DefaultSocket = "/run/strait/agent.sock"
+
+// ErrNotFound is wrapped by Provider.DumpMap when there is no such map, and by the Client when the agent says so.
+var ErrNotFound = errors.New("not found")
+
+// ErrNotOffered is wrapped by the Client when the agent has no such function.
+var ErrNotOffered = errors.New("not offered by this agent")
+
+// Provider is what the agent answers with. A nil function makes its path answer 501.
+type Provider struct {
+	Status    func(context.Context) (Status, error)
+	Nodes     func(context.Context) ([]Node, error)
+	Endpoints func(context.Context) ([]Endpoint, error)
+	Services  func(context.Context) ([]Service, error)
+	Remotes   func(context.Context) ([]Remote, error)
+	Routes    func(context.Context) ([]Route, error)
+	Devices   func(context.Context) ([]Device, error)
+	Programs  func(context.Context) ([]Program, error)
+	Maps      func(context.Context) ([]Map, error)
+	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all.
+	DumpMap func(ctx context.Context, name string, limit int) (MapDump, error)
+	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
+	CheckIPAM func(ctx context.Context, fix bool) (IPAMCheck, error)
+}
+
+// failure is the body of every answer that is not 200.
+type failure struct {
+	Error string `json:"error"`
+}
+
+// Handler serves the API.
+func Handler(p Provider) http.Handler {
+	mux := http.NewServeMux()
+	get(mux, "/v1/status", p.Status)
+	get(mux, "/v1/nodes", p.Nodes)
+	get(mux, "/v1/endpoints", p.Endpoints)
+	get(mux, "/v1/services", p.Services)
+	get(mux, "/v1/remotes", p.Remotes)
+	get(mux, "/v1/routes", p.Routes)
+	get(mux, "/v1/devices", p.Devices)
+	get(mux, "/v1/programs", p.Programs)
+	get(mux, "/v1/maps", p.Maps)
+	mux.HandleFunc("GET /v1/maps/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if p.DumpMap == nil {
+			notOffered(w, r)
+			return
+		}
+		limit := 0
+		if text := r.URL.Query().Get("limit"); text != "" {
+			var err error
+			if limit, err = strconv.Atoi(text); err != nil || limit < 0 {
+				write(w, http.StatusBadRequest, failure{fmt.Sprintf("limit %q: want a number of rows, 0 or more", text)})
+				return
+			}
+		}
+		dump, err := p.DumpMap(r.Context(), r.PathValue("name"), limit)
+		answer(w, dump, err)
+	})
+	mux.HandleFunc("GET /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, false) })
+	mux.HandleFunc("POST /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, true) })
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		write(w, http.StatusNotFound, failure{fmt.Sprintf("no such path: %s %s", r.Method, r.URL.Path)})
+	})
+	return mux
+}
+
+func get[T any](mux *http.ServeMux, path string, fn func(context.Context) (T, error)) {
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		if fn == nil {
+			notOffered(w, r)
+			return
+		}
+		v, err := fn(r.Context())
+		answer(w, v, err)
+	})
+}
+
+func checkIPAM(w http.ResponseWriter, r *http.Request, p Provider, fix bool) {
+	if p.CheckIPAM == nil {
+		notOffered(w, r)
+		return
+	}
+	v, err := p.CheckIPAM(r.Context(), fix)
+	answer(w, v, err)
+}
+
+func notOffered(w http.ResponseWriter, r *http.Request) {
+	write(w, http.StatusNotImplemented, failure{r.URL.Path + ": " + ErrNotOffered.Error()})
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		write(w, http.StatusNotFound, failure{err.Error()})
+	case err != nil:
+		write(w, http.StatusInternalServerError, failure{err.Error()})
+	default:
+		write(w, http.StatusOK, v)
+	}
+}
+
+func write(w http.ResponseWriter, code int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		code = http.StatusInternalServerError
+		body, _ = json.Marshal(failure{"encode answer: " + err.Error()}) // a struct of one string cannot fail
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_, _ = w.Write(append(body, '\n')) // the client has gone: nobody to tell
+}
+
+// Listen makes the socket, for root only. A socket file nobody listens on is replaced; one that answers is an error.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make directory of agent socket: %w", err)
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("listen on %s: another agent answers there", path)
+	}
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return nil, fmt.Errorf("remove stale agent socket: %w", err)
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on agent socket: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		_ = l.Close()
+		return nil, fmt.Errorf("protect agent socket: %w", err)
+	}
+	return l, nil
+}
+
+// Serve answers on l until ctx ends; it closes l.
+func Serve(ctx context.Context, l net.Listener, p Provider, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler:           Handler(p),
+		ReadHeaderTimeout: 5 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			_ = srv.Close()
+		}
+	})
+	defer stop()
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve local API: %w", err)
+	}
+	return ctx.Err()
+}
+
+// isPath reports whether name can be one element of a path of the API.
+func isPath(name string) bool {
+	return name != "" && !strings.ContainsAny(name, "/?#%") && name != ".."
+}
