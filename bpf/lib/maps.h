@@ -3,13 +3,13 @@
 #pragma once
 #include "types.h"
 
-#define STRAIT_MAP(map_name, map_type, key_type, value_type, entries, map_flags)                                       \
+#define STRAIT_MAP(map_name, map_type, key_type, value_type, entries, flags)                                       \
 	struct {                                                                                                       \
 		__uint(type, map_type);                                                                                \
 		__type(key, key_type);                                                                                 \
 		__type(value, value_type);                                                                             \
 		__uint(max_entries, entries);                                                                          \
-		__uint(map_flags, map_flags);                                                                          \
+		__uint(map_flags, flags);                                                                              \
 		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                                   \
 	} map_name SEC(".maps")
 
@@ -24,4 +24,4 @@ STRAIT_MAP(strait_slot, BPF_MAP_TYPE_HASH, struct slot_key, __u32, 262144, BPF_F
 STRAIT_MAP(strait_backend, BPF_MAP_TYPE_HASH, __u32, struct backend, 131072, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_sk, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_peer, 0, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_dgram, BPF_MAP_TYPE_LRU_HASH, struct dgram_key, struct sockaddr_key, 65536, 0);
-STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 256, 0);
+STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, enum reason, struct counter, REASON_MAX, 0);

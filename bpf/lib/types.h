@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every struct and enum shared between the programs and userspace. The Go side is generated from this file's BTF. */
+/* Every struct and enum shared between the programs and userspace. The Go side is generated from this file's BTF.
+ * An enum is 4 bytes; a field has the enum's type so that BTF, and with it Go, knows the names. */
 #pragma once
 
 /* An address: 16 bytes in network order, IPv4 as v4-mapped (::ffff:a.b.c.d). */
@@ -41,7 +42,7 @@ struct ipcache_key {
 
 struct remote {
 	__u32 identity;
-	__u32 flags; /* enum remote_flags */
+	enum remote_flags flags;
 	struct addr node;
 	__u32 ifindex; /* egress device; 0 with REMOTE_TUNNEL */
 	__u32 pad;
@@ -79,7 +80,7 @@ struct ct_entry {
 	__u64 packets[2]; /* 0: sent by the low end, 1: by the high end */
 	__u64 bytes[2];	  /* L3 length */
 	__u32 last_seen;  /* s, CLOCK_BOOTTIME */
-	__u32 flags;	  /* enum ct_flags */
+	enum ct_flags flags;
 	__u32 policy_rev[2]; /* revision under which egress of the beginner / ingress of the other was allowed */
 	__u32 backend;	     /* id, 0: none */
 	__u32 backend_gen;
@@ -126,7 +127,7 @@ enum service_flags {
 struct service {
 	__u32 id;    /* key of the slots, never 0 */
 	__u32 count; /* active backends: slots 0..count-1 */
-	__u32 flags; /* enum service_flags */
+	enum service_flags flags;
 	__u32 pad;
 };
 
@@ -169,5 +170,5 @@ enum reason {
 #define REASON(id, name, text) REASON_##name = id,
 #include "reasons.def"
 #undef REASON
-	REASON_MAX = 256,
+	REASON_MAX = 256, /* entries of strait_counter */
 };

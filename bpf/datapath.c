@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The one object: every program with the maps they share. */
+#include <stdbool.h>
+#include <stddef.h>
+#include <linux/bpf.h>
+#include <linux/icmpv6.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/types.h"
+#include "lib/config.h"
+#include "lib/maps.h"
+#include "lib/drop.h"
+
+#include "from_pod.c"
+#include "to_pod.c"
+#include "from_net.c"
+#include "overlay.c"
+#include "sock.c"
+
+char _license[] SEC("license") = "Dual BSD/GPL";

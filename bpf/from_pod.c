@@ -1,0 +1,6 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+SEC("tcx/ingress")
+int strait_from_pod(struct __sk_buff *skb)
+{
+	return to_stack(skb);
+}

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The end of every packet: counted under its reason. */
+#pragma once
+
+static __always_inline void count(enum reason why, __u32 bytes)
+{
+	struct counter *c = bpf_map_lookup_elem(&strait_counter, &why);
+
+	if (!c)
+		return;
+	c->packets++;
+	c->bytes += bytes;
+}
+
+static __always_inline int finish(struct __sk_buff *skb, enum reason why, int verdict)
+{
+	count(why, skb->len);
+	return verdict;
+}
+
+static __always_inline int drop(struct __sk_buff *skb, enum reason why)
+{
+	return finish(skb, why, TC_ACT_SHOT);
+}
+
+/* The node's own network stack goes on with the packet; later programs on the hook still run. */
+static __always_inline int to_stack(struct __sk_buff *skb)
+{
+	return finish(skb, REASON_TO_STACK, TC_ACT_UNSPEC);
+}

@@ -1,0 +1,129 @@
+package bpf
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// The structs and enums of bpf/lib/types.h without the object's prefix.
+type (
+	Addr         = DatapathAddr
+	SockaddrKey  = DatapathSockaddrKey
+	Endpoint     = DatapathEndpoint
+	IpcacheKey   = DatapathIpcacheKey
+	Remote       = DatapathRemote
+	RemoteFlags  = DatapathRemoteFlags
+	Device       = DatapathDevice
+	CtKey        = DatapathCtKey
+	CtEntry      = DatapathCtEntry
+	CtFlags      = DatapathCtFlags
+	NatKey       = DatapathNatKey
+	NatEntry     = DatapathNatEntry
+	FragKey      = DatapathFragKey
+	FragEntry    = DatapathFragEntry
+	Service      = DatapathService
+	ServiceFlags = DatapathServiceFlags
+	SlotKey      = DatapathSlotKey
+	Backend      = DatapathBackend
+	SkPeer       = DatapathSkPeer
+	DgramKey     = DatapathDgramKey
+	Counter      = DatapathCounter
+	Network      = DatapathNetwork
+)
+
+// Values of cfg_network.
+const (
+	NetworkIsland   = DatapathNetworkNETWORK_ISLAND
+	NetworkFlat     = DatapathNetworkNETWORK_FLAT
+	NetworkIsolated = DatapathNetworkNETWORK_ISOLATED
+)
+
+// Flags of an ipcache row.
+const (
+	RemoteHost      = DatapathRemoteFlagsREMOTE_HOST
+	RemoteNode      = DatapathRemoteFlagsREMOTE_NODE
+	RemotePod       = DatapathRemoteFlagsREMOTE_POD
+	RemoteAPIServer = DatapathRemoteFlagsREMOTE_APISERVER
+	RemoteTunnel    = DatapathRemoteFlagsREMOTE_TUNNEL
+)
+
+// Flags of a connection.
+const (
+	CtHiBegan = DatapathCtFlagsCT_HI_BEGAN
+	CtReplied = DatapathCtFlagsCT_REPLIED
+	CtFinLo   = DatapathCtFlagsCT_FIN_LO
+	CtFinHi   = DatapathCtFlagsCT_FIN_HI
+	CtRst     = DatapathCtFlagsCT_RST
+	CtNat     = DatapathCtFlagsCT_NAT
+)
+
+// ServiceClusterIP marks a frontend that is a cluster address.
+const ServiceClusterIP = DatapathServiceFlagsSERVICE_CLUSTER_IP
+
+// AddrFrom gives the datapath's form of an address: v4-mapped, network order. The zero netip.Addr gives the zero Addr.
+func AddrFrom(ip netip.Addr) Addr {
+	var a Addr
+	if !ip.IsValid() {
+		return a
+	}
+	b := ip.As16()
+	for i := range a.W {
+		a.W[i] = binary.NativeEndian.Uint32(b[4*i:])
+	}
+	return a
+}
+
+// Netip gives the address back, IPv4 as IPv4; the zero Addr gives the zero netip.Addr.
+func (a DatapathAddr) Netip() netip.Addr {
+	if a.IsZero() {
+		return netip.Addr{}
+	}
+	var b [16]byte
+	for i, w := range a.W {
+		binary.NativeEndian.PutUint32(b[4*i:], w)
+	}
+	return netip.AddrFrom16(b).Unmap()
+}
+
+// IsZero reports whether no address is stored; "::" is not distinguished from that.
+func (a DatapathAddr) IsZero() bool { return a.W == [4]uint32{} }
+
+// NetPort turns a port from host to network order or back, as the __be16 fields hold it.
+func NetPort(port uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], port)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+// IpcacheKeyFrom gives the trie key of a prefix: its length counts over 128 bits, so IPv4 prefixes are 96 longer.
+func IpcacheKeyFrom(p netip.Prefix) IpcacheKey {
+	p = p.Masked()
+	length := uint32(p.Bits())
+	if p.Addr().Is4() {
+		length += 96
+	}
+	return IpcacheKey{PrefixLen: length, Addr: AddrFrom(p.Addr())}
+}
+
+// Prefix is the reverse of IpcacheKeyFrom.
+func (k DatapathIpcacheKey) Prefix() netip.Prefix {
+	ip := k.Addr.Netip()
+	if !ip.IsValid() {
+		ip = netip.IPv6Unspecified()
+	}
+	length := int(k.PrefixLen)
+	if ip.Is4() {
+		length -= 96
+	}
+	return netip.PrefixFrom(ip, length)
+}
+
+// SockaddrKeyFrom gives the key of a frontend or backend address; proto is an IPPROTO_* number.
+func SockaddrKeyFrom(ap netip.AddrPort, proto uint8) SockaddrKey {
+	return SockaddrKey{Addr: AddrFrom(ap.Addr()), Port: NetPort(ap.Port()), Proto: proto}
+}
+
+// AddrPort is the reverse of SockaddrKeyFrom.
+func (k DatapathSockaddrKey) AddrPort() netip.AddrPort {
+	return netip.AddrPortFrom(k.Addr.Netip(), NetPort(k.Port))
+}

@@ -1,0 +1,56 @@
+// Package verdict names what becomes of a packet: the reasons of bpf/lib/reasons.def as Go values.
+package verdict
+
+import "fmt"
+
+//go:generate go run ./gen -def ../../bpf/lib/reasons.def -go reasons.go -doc ../../docs/reference/drop-reasons.md
+
+// Reason is what became of a packet. Ids are stable: they are in dashboards and recorded flows.
+type Reason uint32
+
+// firstDropped is where the ids of drops begin.
+const firstDropped Reason = 32
+
+// Dropped reports whether the packet's way ended here.
+func (r Reason) Dropped() bool { return r >= firstDropped }
+
+// String gives the reason's name as in reasons.def in lower case, or its number when this version does not know it.
+func (r Reason) String() string {
+	if row, ok := lookup(r); ok {
+		return row.name
+	}
+	return fmt.Sprintf("reason-%d", uint32(r))
+}
+
+// Text gives the reason for people.
+func (r Reason) Text() string {
+	if row, ok := lookup(r); ok {
+		return row.text
+	}
+	return fmt.Sprintf("reason %d, which this version does not know", uint32(r))
+}
+
+// All gives every known reason by ascending id.
+func All() []Reason {
+	rows := reasons()
+	all := make([]Reason, len(rows))
+	for i, row := range rows {
+		all[i] = row.id
+	}
+	return all
+}
+
+// row is one line of reasons.def.
+type row struct {
+	id         Reason
+	name, text string
+}
+
+func lookup(r Reason) (row, bool) {
+	for _, row := range reasons() {
+		if row.id == r {
+			return row, true
+		}
+	}
+	return row{}, false
+}
