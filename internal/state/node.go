@@ -3,6 +3,7 @@ package state
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/strait-net/strait/internal/reconcile"
 	"github.com/strait-net/strait/internal/table"
@@ -15,6 +16,7 @@ type Node struct {
 	Addresses []netip.Addr   // InternalIP, in the order of the object
 	PodCIDRs  []netip.Prefix // spec.podCIDRs, masked
 	Tainted   bool           // carries our not-ready taint
+	Created   time.Time      // decides who keeps a prefix that two nodes claim: the older one
 }
 
 // Address returns the node's first address of the family, or the zero Addr.
@@ -64,6 +66,11 @@ type Remote struct {
 	reconcile.Status
 }
 
+// SameIntent reports whether two rows want the same of the kernel, whatever became of them.
+func (r Remote) SameIntent(o Remote) bool {
+	return r.WithStatus(reconcile.Status{}) == o.WithStatus(reconcile.Status{})
+}
+
 // WithStatus returns the row with the reconciler's result.
 func (r Remote) WithStatus(s reconcile.Status) Remote { r.Status = s; return r }
 
@@ -92,6 +99,11 @@ type Route struct {
 	reconcile.Status
 }
 
+// SameIntent reports whether two rows want the same of the kernel, whatever became of them.
+func (r Route) SameIntent(o Route) bool {
+	return r.WithStatus(reconcile.Status{}) == o.WithStatus(reconcile.Status{})
+}
+
 // WithStatus returns the row with the reconciler's result.
 func (r Route) WithStatus(s reconcile.Status) Route { r.Status = s; return r }
 
@@ -102,6 +114,6 @@ func NewRoutes() *table.Table[Route] {
 
 // Equal reports whether two nodes say the same.
 func (n Node) Equal(o Node) bool {
-	return n.Name == o.Name && n.UID == o.UID && n.Tainted == o.Tainted &&
+	return n.Name == o.Name && n.UID == o.UID && n.Tainted == o.Tainted && n.Created.Equal(o.Created) &&
 		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs)
 }

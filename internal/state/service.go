@@ -2,7 +2,9 @@ package state
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/strait-net/strait/internal/reconcile"
 	"github.com/strait-net/strait/internal/table"
@@ -65,6 +67,17 @@ type Service struct {
 	Ports      []ServicePort
 	// PublishNotReady makes endpoints count as ready whatever their state.
 	PublishNotReady bool
+	// Proxy is the label service.kubernetes.io/service-proxy-name: not empty, another proxy serves it.
+	Proxy string
+	// Created decides who keeps an address that two services claim: the older one.
+	Created time.Time
+}
+
+// Equal reports whether two services say the same.
+func (s Service) Equal(o Service) bool {
+	return s.ServiceName == o.ServiceName && s.Type == o.Type && s.Headless == o.Headless &&
+		s.PublishNotReady == o.PublishNotReady && s.Proxy == o.Proxy && s.Created.Equal(o.Created) &&
+		slices.Equal(s.ClusterIPs, o.ClusterIPs) && slices.Equal(s.Ports, o.Ports)
 }
 
 // NewServices returns the table of services, keyed by namespace/name.
@@ -97,6 +110,12 @@ type EndpointSlice struct {
 	Endpoints []SliceEndpoint
 }
 
+// Equal reports whether two slices say the same.
+func (s EndpointSlice) Equal(o EndpointSlice) bool {
+	return s.Namespace == o.Namespace && s.Name == o.Name && s.Service == o.Service &&
+		slices.Equal(s.Ports, o.Ports) && slices.Equal(s.Endpoints, o.Endpoints)
+}
+
 // SlicesByService finds the slices of a service by its namespace/name.
 var SlicesByService = table.Index[EndpointSlice]{
 	Name: "service",
@@ -125,6 +144,12 @@ type Frontend struct {
 	PortName string
 	Backends []Backend // active, sorted by address and port; empty: connections are refused
 	reconcile.Status
+}
+
+// SameIntent reports whether two rows want the same of the kernel, whatever became of them.
+func (f Frontend) SameIntent(o Frontend) bool {
+	return f.Address == o.Address && f.Port == o.Port && f.Protocol == o.Protocol && f.Type == o.Type &&
+		f.Service == o.Service && f.PortName == o.PortName && slices.Equal(f.Backends, o.Backends)
 }
 
 // WithStatus returns the row with the reconciler's result.

@@ -15,6 +15,7 @@ type State struct {
 
 	Endpoints *table.Table[Endpoint]
 	Devices   *table.Table[Device]
+	Problems  *table.Table[Problem]
 }
 
 // New returns empty tables.
@@ -28,5 +29,6 @@ func New() *State {
 		Frontends:      NewFrontends(),
 		Endpoints:      NewEndpoints(),
 		Devices:        NewDevices(),
+		Problems:       NewProblems(),
 	}
 }
