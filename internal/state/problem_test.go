@@ -18,7 +18,10 @@ func TestProblemsOfOneSource(t *testing.T) {
 	}
 	Report(problems, "nodes", later, []Problem{{Subject: "node b", Text: "worse"}, {Subject: "node b", Text: "also"}, {Subject: "node c", Text: "new"}})
 	got := slices.Collect(problems.Snapshot().By(ProblemsBySource, "nodes"))
-	want := []Problem{{"nodes", "node b", "worse", first}, {"nodes", "node c", "new", later}}
+	want := []Problem{
+		{Source: "nodes", Subject: "node b", Text: "worse", Since: first},
+		{Source: "nodes", Subject: "node c", Text: "new", Since: later},
+	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
 	}
