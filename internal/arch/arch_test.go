@@ -39,6 +39,8 @@ var ranks = map[string]int{
 	"internal/datapath": 3,
 	"internal/cni":      3,
 	"internal/metric":   3,
+	"internal/status":   3, // rows of the local API, and what is wrong
+	"internal/probe":    3, // asks the agents of other nodes
 
 	"internal/endpoint": 4,
 
@@ -59,7 +61,7 @@ var owners = []struct {
 	{"github.com/vishvananda/netlink", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath/netdev"},
 	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli"}, "read internal/state"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
-	{"net/http", []string{"internal/localapi", "internal/metric", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
+	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
 }
 
 const (
