@@ -1,0 +1,216 @@
+package metric_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"go.uber.org/goleak"
+
+	"github.com/strait-net/strait/internal/localapi"
+	"github.com/strait-net/strait/internal/metric"
+	"github.com/strait-net/strait/internal/reconcile"
+)
+
+var update = flag.Bool("update", false, "write docs/reference/metrics.md")
+
+const reference = "../../docs/reference/metrics.md"
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func example(context.Context) (localapi.Status, error) {
+	start := time.Unix(1000, 500e6)
+	return localapi.Status{
+		Since:      start,
+		Problems:   []localapi.Problem{{Severity: localapi.SeverityError}, {Severity: localapi.SeverityError}},
+		Kubernetes: localapi.Kubernetes{Connected: true, Tables: []localapi.WatchTable{{Name: "nodes", Rows: 3, Synced: true}}},
+		KubeProxy:  localapi.KubeProxy{Frontends: 9},
+		IPAM: localapi.IPAM{Pools: []localapi.Pool{
+			{Family: "IPv4", Allocated: 3, CoolingDown: 1, Capacity: 254}, {Family: "IPv4", Allocated: 2, Capacity: 14}}},
+		MTU:         localapi.MTU{Device: 1500, Pod: 1450},
+		CNI:         localapi.CNI{Ready: true, Queued: 1},
+		Endpoints:   localapi.EndpointCount{Ready: 4, Degraded: 1},
+		Reconcilers: []reconcile.Health{{Table: "remotes", Rows: 5, Failing: 1, Drift: 2, Pruned: start}},
+		Programs:    []localapi.Program{{Name: "strait_from_pod"}, {Name: "strait_from_pod"}},
+		Maps:        []localapi.Map{{Name: "strait_ct", Entries: 7, Max: 100}, {Name: "strait_sk", Entries: localapi.Uncounted}},
+		Counters:    []localapi.Counter{{Name: "to_stack", Packets: 6, Bytes: 600}, {Name: "isolated", Dropped: true, Packets: 1, Bytes: 60}},
+		Health:      localapi.ClusterHealth{Nodes: 3, Reachable: 2},
+		Leftovers:   []localapi.Leftover{{Of: "flannel"}, {Of: "flannel"}},
+	}, nil
+}
+
+func TestMetricsOfStatus(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	agent := metric.NewAgent(reg, example)
+	agent.Reconciler("remotes")("update", 3*time.Millisecond, errors.New("no"))
+	agent.CNI("ADD", 11, time.Millisecond)
+	want := `
+# HELP strait_agent_problems Problems as strait status shows them, by severity (error, warning).
+# TYPE strait_agent_problems gauge
+strait_agent_problems{severity="error"} 2
+strait_agent_problems{severity="warning"} 0
+# HELP strait_agent_start_time_seconds Start of the agent, seconds since the epoch.
+# TYPE strait_agent_start_time_seconds gauge
+strait_agent_start_time_seconds 1000.5
+# HELP strait_datapath_packets_total Packets by what became of them; verdict is forwarded or dropped.
+# TYPE strait_datapath_packets_total counter
+strait_datapath_packets_total{reason="isolated",verdict="dropped"} 1
+strait_datapath_packets_total{reason="to_stack",verdict="forwarded"} 6
+# HELP strait_datapath_programs Attached programs by name: one per device or cgroup.
+# TYPE strait_datapath_programs gauge
+strait_datapath_programs{program="strait_from_pod"} 2
+# HELP strait_ipam_addresses Addresses of this node's pod CIDRs; state is allocated, cooling or free.
+# TYPE strait_ipam_addresses gauge
+strait_ipam_addresses{family="IPv4",state="allocated"} 5
+strait_ipam_addresses{family="IPv4",state="cooling"} 1
+strait_ipam_addresses{family="IPv4",state="free"} 262
+# HELP strait_map_entries Entries in a map of the kernel (those that can be counted).
+# TYPE strait_map_entries gauge
+strait_map_entries{map="strait_ct"} 7
+# HELP strait_map_capacity_entries Entries a map of the kernel can hold.
+# TYPE strait_map_capacity_entries gauge
+strait_map_capacity_entries{map="strait_ct"} 100
+# HELP strait_reconcile_errors_total Operations of a reconciler that failed and are tried again, by table and operation.
+# TYPE strait_reconcile_errors_total counter
+strait_reconcile_errors_total{operation="update",table="remotes"} 1
+# HELP strait_reconcile_drift_total Differences between table and kernel found and repaired, the first check after a start excepted.
+# TYPE strait_reconcile_drift_total counter
+strait_reconcile_drift_total{table="remotes"} 2
+# HELP strait_cluster_nodes Nodes by whether their agents answer this one (reachable, unreachable), this node included.
+# TYPE strait_cluster_nodes gauge
+strait_cluster_nodes{state="reachable"} 2
+strait_cluster_nodes{state="unreachable"} 1
+# HELP strait_node_leftovers Traces of other networks found on the node.
+# TYPE strait_node_leftovers gauge
+strait_node_leftovers{of="flannel"} 2
+`
+	var names []string
+	for line := range strings.Lines(want) {
+		if f := strings.Fields(line); len(f) > 2 && f[1] == "TYPE" {
+			names = append(names, f[2])
+		}
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), names...); err != nil {
+		t.Error(err)
+	}
+	if problems, err := testutil.GatherAndLint(reg); err != nil || len(problems) > 0 {
+		t.Errorf("names that Prometheus would not have chosen: %v, %v", problems, err)
+	}
+}
+
+func TestScrapeOfAgentThatCannotSayHowItIs(t *testing.T) {
+	reg := prometheus.NewPedanticRegistry()
+	metric.NewAgent(reg, func(context.Context) (localapi.Status, error) { return localapi.Status{}, errors.New("no") })
+	want := `
+# HELP strait_agent_status_up 1 when the agent could say how it is during this scrape, else 0 and the metrics below are missing.
+# TYPE strait_agent_status_up gauge
+strait_agent_status_up 0
+`
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestServer(t *testing.T) {
+	ready := errors.New("tables not synced: nodes")
+	s := metric.Server{
+		Address: "127.0.0.1:0", Registry: metric.NewRegistry("agent", "v1"), Log: slog.New(slog.DiscardHandler),
+		Ready: func() error { return ready },
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l, err := s.Listen(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l) }()
+	get := func(path string) (int, string) {
+		resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get("http://" + l.Addr().String() + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.StatusCode, string(body)
+	}
+	if code, body := get("/healthz"); code != 200 || body != "ok\n" {
+		t.Errorf("/healthz = %d %q", code, body)
+	}
+	if code, body := get("/readyz"); code != 503 || body != "tables not synced: nodes\n" {
+		t.Errorf("/readyz = %d %q", code, body)
+	}
+	if code, body := get("/metrics"); code != 200 || !strings.Contains(body, `strait_build_info{component="agent",go_version="go`) {
+		t.Errorf("/metrics = %d %q", code, body)
+	}
+	if code, _ := get("/debug"); code != 404 {
+		t.Errorf("/debug = %d", code)
+	}
+	s.Address = l.Addr().String()
+	if _, err := s.Listen(ctx); err == nil || !strings.Contains(err.Error(), `metricsAddress "127.0.0.1:`) {
+		t.Errorf("address in use: %v", err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("serve ended with %v", err)
+	}
+	w := httptest.NewRecorder()
+	metric.Server{Registry: s.Registry, Log: s.Log}.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", http.NoBody))
+	if w.Code != 200 {
+		t.Errorf("/readyz without a check = %d", w.Code)
+	}
+}
+
+// TestReference keeps docs/reference/metrics.md equal to what an agent serves.
+func TestReference(t *testing.T) {
+	reg := metric.NewRegistry("agent", "v0")
+	agent := metric.NewAgent(reg, example)
+	agent.Reconciler("remotes")("update", time.Millisecond, errors.New("no"))
+	agent.CNI("ADD", 0, time.Millisecond)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("# Metrics\n\nGenerated by `go test ./internal/metric -update`; do not edit. Served on `metricsAddress` at `/metrics`, next to the\n" +
+		"usual `go_*` and `process_*`. All values come from the same place as `strait status`.\n\n" +
+		"| metric | type | labels | meaning |\n|---|---|---|---|\n")
+	for _, f := range families {
+		if !strings.HasPrefix(f.GetName(), "strait_") {
+			continue
+		}
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, "`"+l.GetName()+"`")
+		}
+		slices.Sort(labels)
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), strings.Join(labels, " "), f.GetHelp())
+	}
+	if *update {
+		if err := os.MkdirAll("../../docs/reference", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(reference, []byte(b.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old, err := os.ReadFile(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(old), b.String()); diff != "" {
+		t.Errorf("docs/reference/metrics.md is old, run with -update (-file +now):\n%s", diff)
+	}
+}
