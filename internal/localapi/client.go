@@ -59,11 +59,6 @@ func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 	return fetch[[]Device](ctx, c, "/v1/devices")
 }
 
-// Programs returns the attached programs.
-func (c *Client) Programs(ctx context.Context) ([]Program, error) {
-	return fetch[[]Program](ctx, c, "/v1/programs")
-}
-
 // Maps returns the kernel's maps.
 func (c *Client) Maps(ctx context.Context) ([]Map, error) { return fetch[[]Map](ctx, c, "/v1/maps") }
 

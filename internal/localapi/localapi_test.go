@@ -92,7 +92,9 @@ func TestAnswersTravelUnchanged(t *testing.T) {
 
 func TestAgentErrorIsTold(t *testing.T) {
 	c := serve(t, localapi.Provider{
-		Status: func(context.Context) (localapi.Status, error) { return localapi.Status{}, errors.New("read map strait_ct: no") },
+		Status: func(context.Context) (localapi.Status, error) {
+			return localapi.Status{}, errors.New("read map strait_ct: no")
+		},
 	})
 	if _, err := c.Status(context.Background()); err == nil || err.Error() != "read map strait_ct: no" {
 		t.Errorf("err = %v", err)

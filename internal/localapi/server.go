@@ -33,7 +33,6 @@ type Provider struct {
 	Remotes   func(context.Context) ([]Remote, error)
 	Routes    func(context.Context) ([]Route, error)
 	Devices   func(context.Context) ([]Device, error)
-	Programs  func(context.Context) ([]Program, error)
 	Maps      func(context.Context) ([]Map, error)
 	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all.
 	DumpMap func(ctx context.Context, name string, limit int) (MapDump, error)
@@ -56,7 +55,6 @@ func Handler(p Provider) http.Handler {
 	get(mux, "/v1/remotes", p.Remotes)
 	get(mux, "/v1/routes", p.Routes)
 	get(mux, "/v1/devices", p.Devices)
-	get(mux, "/v1/programs", p.Programs)
 	get(mux, "/v1/maps", p.Maps)
 	mux.HandleFunc("GET /v1/maps/{name}", func(w http.ResponseWriter, r *http.Request) {
 		if p.DumpMap == nil {

@@ -210,7 +210,9 @@ type Peer struct {
 type Leftover struct {
 	Kind string `json:"kind"` // device, conflist, rules, process
 	Name string `json:"name"`
-	Of   string `json:"of"` // flannel, calico, kube-proxy
+	Of   string `json:"of"` // flannel, Calico, kube-proxy
+	// Effect is what it does to Strait, empty when it only takes room.
+	Effect string `json:"effect,omitempty"`
 }
 
 // Feature is a part of the product with one line of state.

@@ -224,7 +224,11 @@ func (j *judge) leftovers(all []localapi.Leftover) {
 		if byOwner[l.Of] == nil {
 			owners = append(owners, l.Of)
 		}
-		byOwner[l.Of] = append(byOwner[l.Of], l.Kind+" "+l.Name)
+		what := l.Kind + " " + l.Name
+		if l.Effect != "" {
+			what += " (" + l.Effect + ")"
+		}
+		byOwner[l.Of] = append(byOwner[l.Of], what)
 	}
 	for _, owner := range owners {
 		action := "remove " + owner + " and what it left, or restart the node after removing it"

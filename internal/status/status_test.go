@@ -79,9 +79,9 @@ func TestJudge(t *testing.T) {
 				"error masquerading: no device has an address to masquerade with: pods cannot reach the outside"}},
 		{name: "leftovers by owner", change: func(s *localapi.Status) {
 			s.Leftovers = []localapi.Leftover{{Kind: "device", Name: "flannel.1", Of: "flannel"},
-				{Kind: "rules", Name: "KUBE-SERVICES", Of: "kube-proxy"}, {Kind: "conflist", Name: "10-flannel", Of: "flannel"}}
+				{Kind: "rules", Name: "KUBE-SERVICES", Of: "kube-proxy", Effect: "rewrites"}, {Kind: "conflist", Name: "10-flannel", Of: "flannel"}}
 		}, state: localapi.OK, want: []string{"warning leftovers: of flannel: device flannel.1, conflist 10-flannel",
-			"warning leftovers: of kube-proxy: rules KUBE-SERVICES"}},
+			"warning leftovers: of kube-proxy: rules KUBE-SERVICES (rewrites)"}},
 		{name: "endpoint", change: func(*localapi.Status) {},
 			endpoints: []localapi.Endpoint{ready, {Namespace: "default", Pod: "b", Phase: "degraded", Error: "device st1 is gone"}},
 			state:     localapi.Degraded, want: []string{"error endpoint default/b: device st1 is gone"}},
