@@ -1,0 +1,227 @@
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/strait-net/strait/internal/bpf"
+)
+
+// How long a connection may be silent before it is forgotten, by its state. The values for TCP are above the longest
+// keepalive (7200 s) while established, and those of the kernel's own conntrack otherwise.
+const (
+	tcpEstablished = 8000 * time.Second
+	tcpHalfClosed  = 120 * time.Second // one end has sent FIN
+	tcpClosed      = 10 * time.Second  // both have, or a reset was seen
+	tcpUnanswered  = 60 * time.Second
+	udpAnswered    = 180 * time.Second
+	udpUnanswered  = 60 * time.Second
+	icmpSilent     = 30 * time.Second
+	otherSilent    = 600 * time.Second
+)
+
+// timeout is pure: the state machine of a connection is in its flags.
+func timeout(protocol uint8, flags bpf.CtFlags) time.Duration {
+	switch protocol {
+	case unix.IPPROTO_TCP:
+		const fins = bpf.CtFinLo | bpf.CtFinHi
+		switch {
+		case flags&bpf.CtRst != 0, flags&fins == fins:
+			return tcpClosed
+		case flags&fins != 0:
+			return tcpHalfClosed
+		case flags&bpf.CtReplied != 0:
+			return tcpEstablished
+		}
+		return tcpUnanswered
+	case unix.IPPROTO_UDP:
+		if flags&bpf.CtReplied != 0 {
+			return udpAnswered
+		}
+		return udpUnanswered
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		return icmpSilent
+	}
+	return otherSilent
+}
+
+func expired(k bpf.CtKey, e bpf.CtEntry, nowSeconds uint32) bool {
+	silent := int32(nowSeconds - e.LastSeen) // negative when a packet came while we were reading
+	return silent >= 0 && time.Duration(silent)*time.Second > timeout(k.Proto, e.Flags)
+}
+
+// natKey returns where the way back of a masqueraded connection is kept.
+func natKey(k bpf.CtKey, e bpf.CtEntry) (bpf.NatKey, bool) {
+	if e.Flags&bpf.CtNat == 0 {
+		return bpf.NatKey{}, false
+	}
+	n := bpf.NatKey{Node: e.NatAddr, NodePort: e.NatPort, Remote: k.Hi, RemotePort: k.HiPort, Proto: k.Proto}
+	if e.Flags&bpf.CtHiBegan != 0 {
+		n.Remote, n.RemotePort = k.Lo, k.LoPort
+	}
+	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
+		n.RemotePort = e.NatPort // echo: the identifier stands in both
+	}
+	return n, true
+}
+
+// Swept is what a sweep found and did.
+type Swept struct {
+	Connections int // seen
+	Expired     int // of them removed
+	NAT         int // ways back seen
+	Orphans     int // of them removed because their connection is gone
+	Took        time.Duration
+}
+
+// orphans remembers ways back that had no connection in the last sweep: one that is just being made has none yet.
+type orphans struct {
+	mu   sync.Mutex // one sweep at a time
+	seen map[bpf.NatKey]bool
+}
+
+// Sweep forgets connections that have been silent too long, and ways back whose connection is gone.
+func (m *Maps) Sweep() (Swept, error) {
+	m.orphan.mu.Lock()
+	defer m.orphan.mu.Unlock()
+	begin := time.Now()
+	now, err := clock()
+	if err != nil {
+		return Swept{}, err
+	}
+	s, err := m.sweepConnections(uint32(now / time.Second))
+	if err == nil {
+		err = m.sweepNAT(&s)
+	}
+	s.Took = time.Since(begin)
+	return s, err
+}
+
+func (m *Maps) sweepConnections(now uint32) (s Swept, err error) {
+	ct, err := m.get(bpf.DatapathMapStraitCt)
+	if err != nil {
+		return s, err
+	}
+	var errs []error
+	err = scan(ct, func(k bpf.CtKey, e bpf.CtEntry) bool {
+		s.Connections++
+		if !expired(k, e, now) {
+			return true
+		}
+		// A packet may have revived it since the chunk was read.
+		if err := ct.Lookup(&k, &e); err != nil || !expired(k, e, now) {
+			return true
+		}
+		if err := m.forget(k, e); err != nil {
+			errs = append(errs, err)
+			return true
+		}
+		s.Expired++
+		return true
+	})
+	if err != nil {
+		errs = append(errs, fmt.Errorf("sweep connections: %w", err))
+	}
+	return s, errors.Join(errs...)
+}
+
+// forget removes a connection and its way back. The way back goes first: without a connection nothing refers to it.
+func (m *Maps) forget(k bpf.CtKey, e bpf.CtEntry) error {
+	if n, ok := natKey(k, e); ok {
+		if err := remove(m, bpf.DatapathMapStraitNat, n); err != nil {
+			return err
+		}
+	}
+	return remove(m, bpf.DatapathMapStraitCt, k)
+}
+
+func (m *Maps) sweepNAT(s *Swept) error {
+	ct, err := m.get(bpf.DatapathMapStraitCt)
+	if err != nil {
+		return err
+	}
+	alone := map[bpf.NatKey]bool{}
+	var errs []error
+	err = each(m, bpf.DatapathMapStraitNat, func(k bpf.NatKey, e bpf.NatEntry) {
+		s.NAT++
+		if connected(ct, k, e) {
+			return
+		}
+		if !m.orphan.seen[k] {
+			alone[k] = true
+			return
+		}
+		if err := remove(m, bpf.DatapathMapStraitNat, k); err != nil {
+			errs = append(errs, err)
+			return
+		}
+		s.Orphans++
+	})
+	m.orphan.seen = alone
+	return errors.Join(append(errs, err)...)
+}
+
+// connected reports whether the connection of a way back exists. Which end is the low one is not worth knowing here.
+func connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
+	pod := bpf.CtKey{Lo: e.Pod, LoPort: e.PodPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
+	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
+		pod.HiPort = e.PodPort
+	}
+	other := bpf.CtKey{Lo: pod.Hi, LoPort: pod.HiPort, Hi: pod.Lo, HiPort: pod.LoPort, Proto: k.Proto}
+	for _, key := range []bpf.CtKey{pod, other} {
+		var entry bpf.CtEntry
+		if err := ct.Lookup(&key, &entry); !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return true // also when it could not be read
+		}
+	}
+	return false
+}
+
+// Purge removes every trace of addresses from the tables that packets write, so that they can be given to other pods. It costs
+// the same for one address as for many.
+func (m *Maps) Purge(addresses []netip.Addr) error {
+	gone := make(map[bpf.Addr]bool, len(addresses))
+	for _, a := range addresses {
+		gone[bpf.AddrFrom(a)] = true
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	return errors.Join(
+		purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, _ bpf.CtEntry) bool { return gone[k.Lo] || gone[k.Hi] }),
+		purge(m, bpf.DatapathMapStraitNat, func(_ bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Pod] }),
+		purge(m, bpf.DatapathMapStraitFrag, func(k bpf.FragKey, _ bpf.FragEntry) bool { return gone[k.Src] || gone[k.Dst] }),
+		purge(m, bpf.DatapathMapStraitDgram, func(k bpf.DgramKey, _ bpf.SockaddrKey) bool { return gone[k.Backend.Addr] }),
+	)
+}
+
+func purge[K comparable, V any](m *Maps, name string, match func(K, V) bool) error {
+	var found []K
+	if err := each(m, name, func(k K, v V) {
+		if match(k, v) {
+			found = append(found, k)
+		}
+	}); err != nil {
+		return err
+	}
+	var errs []error
+	for _, k := range found {
+		errs = append(errs, remove(m, name, k))
+	}
+	return errors.Join(errs...)
+}
+
+// clock is that of ct_entry.last_seen and, in nanoseconds, of ct_entry.began.
+func clock() (time.Duration, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 0, fmt.Errorf("read monotonic clock: %w", err)
+	}
+	return time.Duration(ts.Nano()), nil
+}

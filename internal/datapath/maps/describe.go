@@ -1,0 +1,307 @@
+package maps
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/strait-net/strait/internal/bpf"
+	"github.com/strait-net/strait/internal/identity"
+)
+
+// Uncounted is the number of entries of a map whose entries cannot be counted: those of socket storage belong to sockets.
+const Uncounted = -1
+
+// Description is what a person wants to know about a map before looking inside.
+type Description struct {
+	Name    string `json:"name"`
+	Purpose string `json:"purpose"`
+	Type    string `json:"type"`
+	Entries int    `json:"entries"` // or Uncounted
+	Max     int    `json:"max"`     // 0: no limit of its own
+	Bytes   uint64 `json:"bytes,omitempty"`
+}
+
+// Dump is the content of a map as text: key columns first, rows sorted.
+type Dump struct {
+	Name    string     `json:"name"`
+	Columns []string   `json:"columns"`
+	Rows    [][]string `json:"rows"`
+	Omitted int        `json:"omitted,omitempty"` // rows beyond the limit
+}
+
+// ErrUnknownMap is matched when a map of that name does not exist.
+var ErrUnknownMap = errors.New("no such map")
+
+// description ties a map's name to its meaning. Adding a map to the datapath means adding a line here; a test says so.
+type description struct {
+	name, purpose string
+	columns       []string
+	count         func(*ebpf.Map) (int, error)
+	rows          func(m *ebpf.Map, row func([]string)) error
+}
+
+// describe makes a description whose rows are formatted one by one.
+func describe[K, V any](name, purpose, columns string, format func(K, V) []string) description {
+	return description{
+		name: name, purpose: purpose, columns: strings.Fields(columns),
+		count: func(m *ebpf.Map) (n int, err error) {
+			err = scan(m, func(K, V) bool { n++; return true })
+			return n, err
+		},
+		rows: func(m *ebpf.Map, row func([]string)) error {
+			return scan(m, func(k K, v V) bool { row(format(k, v)); return true })
+		},
+	}
+}
+
+func descriptions() []description {
+	return []description{
+		describe(bpf.DatapathMapStraitEndpoint, "addresses of this node's pods", "ADDRESS DEVICE IDENTITY POLICY POD-MAC NODE-MAC",
+			func(k bpf.Addr, v bpf.Endpoint) []string {
+				e := endpoint(k, v)
+				return []string{e.Address.String(), number(e.Index), identity.ID(e.Identity).String(), number(e.PolicyID),
+					e.PodMAC.String(), e.HostMAC.String()}
+			}),
+		describe(bpf.DatapathMapStraitIpcache, "who has which addresses, and the way there", "PREFIX IDENTITY FLAGS VIA DEVICE",
+			func(k bpf.IpcacheKey, v bpf.Remote) []string {
+				r := remote(k, v)
+				return []string{r.Prefix.String(), identity.ID(r.Identity).String(), remoteFlags(r.Flags), address(r.Node), number(r.Index)}
+			}),
+		describe(bpf.DatapathMapStraitDevice, "devices that carry cluster and outside traffic", "DEVICE IPV4 IPV6 MTU",
+			func(k uint32, v bpf.Device) []string {
+				d := device(k, v)
+				return []string{number(d.Index), address(d.Address), address(d.IPv6), number(d.MTU)}
+			}),
+		describe(bpf.DatapathMapStraitCt, "connections", "PROTOCOL BEGINNER OTHER STATE PACKETS BYTES REPLY-PACKETS REPLY-BYTES AGE SILENT NAT BACKEND",
+			connectionRow),
+		describe(bpf.DatapathMapStraitNat, "ways back of masqueraded connections", "PROTOCOL REMOTE NODE POD",
+			func(k bpf.NatKey, v bpf.NatEntry) []string {
+				return []string{protocol(k.Proto), addrPort(k.Remote, k.RemotePort), addrPort(k.Node, k.NodePort), addrPort(v.Pod, v.PodPort)}
+			}),
+		describe(bpf.DatapathMapStraitFrag, "ports of fragmented packets", "PROTOCOL SOURCE DESTINATION ID SOURCE-PORT DESTINATION-PORT",
+			func(k bpf.FragKey, v bpf.FragEntry) []string {
+				return []string{protocol(k.Proto), address(k.Src.Netip()), address(k.Dst.Netip()), number(k.Id),
+					number(uint32(bpf.NetPort(v.Sport))), number(uint32(bpf.NetPort(v.Dport)))}
+			}),
+		describe(bpf.DatapathMapStraitService, "frontends of services", "FRONTEND PROTOCOL ID BACKENDS FLAGS",
+			func(k bpf.SockaddrKey, v bpf.Service) []string {
+				flags := ""
+				if v.Flags&bpf.ServiceClusterIP != 0 {
+					flags = "cluster-ip"
+				}
+				return []string{k.AddrPort().String(), protocol(k.Proto), number(v.Id), number(v.Count), flags}
+			}),
+		describe(bpf.DatapathMapStraitSlot, "backends of each service", "SERVICE SLOT BACKEND",
+			func(k bpf.SlotKey, v uint32) []string { return []string{number(k.Service), number(k.Slot), number(v)} }),
+		describe(bpf.DatapathMapStraitBackend, "addresses of backends", "ID ADDRESS PROTOCOL GENERATION",
+			func(k uint32, v bpf.Backend) []string {
+				b := backend(v)
+				return []string{number(k), b.AddrPort.String(), protocol(b.Protocol), number(b.Generation)}
+			}),
+		describe(bpf.DatapathMapStraitDgram, "service each unconnected UDP socket talks to", "COOKIE BACKEND SERVICE",
+			func(k bpf.DgramKey, v bpf.SockaddrKey) []string {
+				return []string{strconv.FormatUint(k.Cookie, 10), k.Backend.AddrPort().String(), v.AddrPort().String()}
+			}),
+		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to"},
+		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},
+	}
+}
+
+// List describes the open maps in the order of a packet's interest in them.
+func (m *Maps) List() ([]Description, error) {
+	var out []Description
+	for _, d := range descriptions() {
+		k, ok := m.byName[d.name]
+		if !ok {
+			continue
+		}
+		row := Description{Name: d.name, Purpose: d.purpose, Type: strings.ToLower(k.Type().String()), Entries: Uncounted, Max: int(k.MaxEntries())}
+		if info, err := k.Info(); err == nil {
+			row.Bytes, _ = info.Memlock()
+		}
+		switch {
+		case d.count != nil:
+			n, err := d.count(k)
+			if err != nil {
+				return nil, fmt.Errorf("count entries of %s: %w", d.name, err)
+			}
+			row.Entries = n
+		case k.Type() == ebpf.PerCPUArray:
+			row.Entries = row.Max
+		}
+		out = append(out, row)
+	}
+	return out, nil
+}
+
+// Dump returns the content of a map; limit 0 is all of it. The name may be given without "strait_". An unknown name is an error
+// that matches ErrUnknownMap and names the known ones.
+func (m *Maps) Dump(name string, limit int) (Dump, error) {
+	var known []string
+	for _, d := range descriptions() {
+		if d.name != name && d.name != "strait_"+name {
+			known = append(known, d.name)
+			continue
+		}
+		k, err := m.get(d.name)
+		if err != nil {
+			return Dump{}, err
+		}
+		out := Dump{Name: d.name, Columns: d.columns, Rows: [][]string{}}
+		switch {
+		case d.name == bpf.DatapathMapStraitCounter:
+			err = m.counterRows(&out)
+		case d.rows == nil:
+			return Dump{}, fmt.Errorf("%s cannot be read as a whole: its entries belong to sockets", d.name)
+		default:
+			err = d.rows(k, func(r []string) { out.Rows = append(out.Rows, r) })
+			slices.SortFunc(out.Rows, compareRows)
+		}
+		if err != nil {
+			return Dump{}, fmt.Errorf("dump %s: %w", d.name, err)
+		}
+		if limit > 0 && len(out.Rows) > limit {
+			out.Omitted = len(out.Rows) - limit
+			out.Rows = out.Rows[:limit]
+		}
+		return out, nil
+	}
+	return Dump{}, fmt.Errorf("%w: %q, want one of %s", ErrUnknownMap, name, strings.Join(known, ", "))
+}
+
+func (m *Maps) counterRows(out *Dump) error {
+	counters, err := m.Counters()
+	for _, c := range counters {
+		out.Rows = append(out.Rows, []string{c.Reason.String(), strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10), c.Reason.Text()})
+	}
+	return err
+}
+
+// compareRows sorts addresses and numbers by value and everything else as text.
+func compareRows(a, b []string) int {
+	for i := range a {
+		if c := compareCells(a[i], b[i]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+func compareCells(a, b string) int {
+	if x, err := strconv.ParseUint(a, 10, 64); err == nil {
+		if y, err := strconv.ParseUint(b, 10, 64); err == nil {
+			return cmp.Compare(x, y)
+		}
+	}
+	if x, err := netip.ParseAddrPort(a); err == nil {
+		if y, err := netip.ParseAddrPort(b); err == nil {
+			return x.Compare(y)
+		}
+	}
+	if x, err := netip.ParseAddr(a); err == nil {
+		if y, err := netip.ParseAddr(b); err == nil {
+			return x.Compare(y)
+		}
+	}
+	if x, err := netip.ParsePrefix(a); err == nil {
+		if y, err := netip.ParsePrefix(b); err == nil {
+			return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+		}
+	}
+	return cmp.Compare(a, b)
+}
+
+func connectionRow(k bpf.CtKey, e bpf.CtEntry) []string {
+	beginner, other := addrPort(k.Lo, k.LoPort), addrPort(k.Hi, k.HiPort)
+	from := 0
+	if e.Flags&bpf.CtHiBegan != 0 {
+		beginner, other, from = other, beginner, 1
+	}
+	age, silent := "", ""
+	if now, err := clock(); err == nil {
+		age = max(now-time.Duration(e.Began), 0).Truncate(time.Second).String()
+		silent = max(now-time.Duration(e.LastSeen)*time.Second, 0).Truncate(time.Second).String()
+	}
+	nat := ""
+	if e.Flags&bpf.CtNat != 0 {
+		nat = addrPort(e.NatAddr, e.NatPort)
+	}
+	back := ""
+	if e.Backend != 0 {
+		back = number(e.Backend)
+	}
+	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
+	return []string{protocol(k.Proto), beginner, other, connectionState(k.Proto, e.Flags),
+		count(e.Packets[from]), count(e.Bytes[from]), count(e.Packets[1-from]), count(e.Bytes[1-from]), age, silent, nat, back}
+}
+
+func connectionState(proto uint8, f bpf.CtFlags) string {
+	const fins = bpf.CtFinLo | bpf.CtFinHi
+	switch {
+	case proto == unix.IPPROTO_TCP && f&bpf.CtRst != 0:
+		return "reset"
+	case proto == unix.IPPROTO_TCP && f&fins == fins:
+		return "closed"
+	case proto == unix.IPPROTO_TCP && f&fins != 0:
+		return "half-closed"
+	case f&bpf.CtReplied == 0:
+		return "unanswered"
+	case proto == unix.IPPROTO_TCP:
+		return "established"
+	}
+	return "answered"
+}
+
+func remoteFlags(f bpf.RemoteFlags) string {
+	var names []string
+	for _, n := range []struct {
+		flag bpf.RemoteFlags
+		name string
+	}{
+		{bpf.RemoteHost, "host"}, {bpf.RemoteNode, "node"}, {bpf.RemotePod, "pod"}, {bpf.RemoteAPIServer, "apiserver"}, {bpf.RemoteTunnel, "tunnel"},
+	} {
+		if f&n.flag != 0 {
+			names = append(names, n.name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+func protocol(p uint8) string {
+	switch p {
+	case unix.IPPROTO_TCP:
+		return "TCP"
+	case unix.IPPROTO_UDP:
+		return "UDP"
+	case unix.IPPROTO_SCTP:
+		return "SCTP"
+	case unix.IPPROTO_ICMP:
+		return "ICMP"
+	case unix.IPPROTO_ICMPV6:
+		return "ICMPv6"
+	}
+	return strconv.Itoa(int(p))
+}
+
+func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func address(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func addrPort(a bpf.Addr, port uint16) string {
+	return net.JoinHostPort(address(a.Netip()), number(uint32(bpf.NetPort(port))))
+}

@@ -1,0 +1,148 @@
+// Package maps is typed access to every pinned map of the datapath: addresses are netip, ports and ids are numbers in host order.
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/strait-net/strait/internal/bpf"
+	"github.com/strait-net/strait/internal/config"
+	"github.com/strait-net/strait/internal/datapath/pin"
+)
+
+// ErrShape is matched by the error that says a pinned map is not as the programs want it.
+var ErrShape = errors.New("pinned map has another shape")
+
+// Maps are the open maps of one agent. Methods may be called from any goroutine.
+type Maps struct {
+	byName map[string]*ebpf.Map
+	orphan orphans
+}
+
+// Spec returns the datapath with its maps in the configured sizes.
+func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadDatapath()
+	if err != nil {
+		return nil, fmt.Errorf("read embedded programs: %w", err)
+	}
+	for name, entries := range map[string]uint32{
+		bpf.DatapathMapStraitCt:      sizes.Conntrack,
+		bpf.DatapathMapStraitNat:     sizes.NAT,
+		bpf.DatapathMapStraitService: sizes.Services,
+		bpf.DatapathMapStraitBackend: sizes.Backends,
+		bpf.DatapathMapStraitSlot:    2 * sizes.Backends, // a backend of a dual-stack or multi-port service is in several
+		bpf.DatapathMapStraitIpcache: sizes.IPCache,
+	} {
+		if entries > 0 {
+			spec.Maps[name].MaxEntries = entries
+		}
+	}
+	return spec, nil
+}
+
+// Open opens every pinned map of spec and makes and pins those that are missing. Maps with another shape stay as they are: the
+// error matches ErrShape and names every one of them with both shapes, and nothing is made.
+func Open(tree pin.Tree, spec *ebpf.CollectionSpec) (*Maps, error) {
+	m := &Maps{byName: map[string]*ebpf.Map{}}
+	var wrong []error
+	var missing []*ebpf.MapSpec
+	for _, name := range pinnedNames(spec) {
+		want := spec.Maps[name]
+		have, err := ebpf.LoadPinnedMap(filepath.Join(tree.Maps(), name), nil)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			missing = append(missing, want)
+		case err != nil:
+			wrong = append(wrong, fmt.Errorf("open pinned map %s: %w", name, err))
+		default:
+			m.byName[name] = have
+			if shapeOf(have) != shapeOfSpec(want) {
+				wrong = append(wrong, fmt.Errorf("%w: %s is %s, want %s", ErrShape, name, shapeOf(have), shapeOfSpec(want)))
+			}
+		}
+	}
+	if len(wrong) > 0 {
+		m.Close()
+		return nil, errors.Join(wrong...)
+	}
+	for _, want := range missing {
+		made, err := ebpf.NewMapWithOptions(want, ebpf.MapOptions{PinPath: tree.Maps()})
+		if err != nil {
+			m.Close()
+			return nil, fmt.Errorf("create map %s (%s): %w", want.Name, shapeOfSpec(want), tree.Explain(err))
+		}
+		m.byName[want.Name] = made
+	}
+	return m, nil
+}
+
+// OpenPinned opens the maps that are pinned, for reading, and makes none. The error matches os.ErrNotExist when there are none
+// at all.
+func OpenPinned(tree pin.Tree) (*Maps, error) {
+	spec, err := bpf.LoadDatapath()
+	if err != nil {
+		return nil, fmt.Errorf("read embedded programs: %w", err)
+	}
+	m := &Maps{byName: map[string]*ebpf.Map{}}
+	for _, name := range pinnedNames(spec) {
+		have, err := ebpf.LoadPinnedMap(filepath.Join(tree.Maps(), name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			m.Close()
+			return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+		}
+		m.byName[name] = have
+	}
+	if len(m.byName) == 0 {
+		return nil, fmt.Errorf("open pinned maps in %s: %w", tree.Maps(), os.ErrNotExist)
+	}
+	return m, nil
+}
+
+// Kernel returns the maps by name, for loading programs that use them. They belong to m.
+func (m *Maps) Kernel() map[string]*ebpf.Map { return m.byName }
+
+// Close closes the maps; they stay in the kernel.
+func (m *Maps) Close() {
+	for _, k := range m.byName {
+		_ = k.Close()
+	}
+}
+
+func pinnedNames(spec *ebpf.CollectionSpec) []string {
+	var names []string
+	for name, s := range spec.Maps {
+		if s.Pinning == ebpf.PinByName {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// shape is what a program and a map have to agree on.
+type shape struct {
+	kind           ebpf.MapType
+	key, value     uint32 // bytes
+	entries, flags uint32
+}
+
+// String returns "lru_hash of 40 to 96 bytes, 1024 entries, flags 0x0".
+func (s shape) String() string {
+	return fmt.Sprintf("%s of %d to %d bytes, %d entries, flags 0x%x", s.kind, s.key, s.value, s.entries, s.flags)
+}
+
+func shapeOf(m *ebpf.Map) shape {
+	return shape{m.Type(), m.KeySize(), m.ValueSize(), m.MaxEntries(), m.Flags()}
+}
+
+func shapeOfSpec(s *ebpf.MapSpec) shape {
+	return shape{s.Type, s.KeySize, s.ValueSize, s.MaxEntries, s.Flags}
+}
