@@ -1,0 +1,106 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/strait-net/strait/internal/config"
+)
+
+const (
+	serviceAccountToken = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+	serviceAccountCA    = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+)
+
+// Client speaks to an API server about the few kinds Strait knows; each kind that is registered costs memory at start.
+type Client struct {
+	host      string
+	core      rest.Interface
+	discovery rest.Interface
+	lease     rest.Interface
+}
+
+// Host returns the server's URL.
+func (c *Client) Host() string { return c.host }
+
+// NewClient returns a client for api: its kubeconfig if named, else the pod's service account. api.Server replaces the
+// address from either, because the service of the API server may need Strait to be reachable.
+func NewClient(api config.API, userAgent string) (*Client, error) {
+	cfg, err := restConfig(api)
+	if err != nil {
+		return nil, err
+	}
+	return NewClientFor(cfg, userAgent)
+}
+
+// NewClientFor returns a client for a server described by client-go.
+func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return nil, fmt.Errorf("register kinds: %w", err)
+		}
+	}
+	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
+	codecs := serializer.NewCodecFactory(scheme)
+	open := func(group schema.GroupVersion, path string) (rest.Interface, error) {
+		c := rest.CopyConfig(cfg)
+		c.GroupVersion, c.APIPath, c.NegotiatedSerializer = &group, path, codecs.WithoutConversion()
+		c.ContentType = runtime.ContentTypeProtobuf
+		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+		c.UserAgent = userAgent
+		c.QPS, c.Burst = 50, 100
+		client, err := rest.RESTClientFor(c)
+		if err != nil {
+			return nil, fmt.Errorf("client of %s for %s: %w", cfg.Host, group, err)
+		}
+		return client, nil
+	}
+	c := &Client{host: cfg.Host}
+	var errs [3]error
+	c.core, errs[0] = open(corev1.SchemeGroupVersion, "/api")
+	c.discovery, errs[1] = open(discoveryv1.SchemeGroupVersion, "/apis")
+	c.lease, errs[2] = open(coordinationv1.SchemeGroupVersion, "/apis")
+	return c, errors.Join(errs[:]...)
+}
+
+// RouteLogs sends what client-go logs to log. It is for main packages: client-go has one logger in a process.
+func RouteLogs(log *slog.Logger) { klog.SetSlogLogger(log.With("library", "client-go")) }
+
+func restConfig(api config.API) (*rest.Config, error) {
+	if api.Kubeconfig != "" {
+		cfg, err := clientcmd.BuildConfigFromFlags(api.Server, api.Kubeconfig)
+		if err != nil {
+			return nil, fmt.Errorf("api.kubeconfig: %q: %w", api.Kubeconfig, err)
+		}
+		return cfg, nil
+	}
+	if api.Server == "" {
+		cfg, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("api: neither server nor kubeconfig is set and this is not a pod: %w", err)
+		}
+		return cfg, nil
+	}
+	cfg := &rest.Config{Host: api.Server}
+	if _, err := os.Stat(serviceAccountToken); err == nil {
+		cfg.BearerTokenFile = serviceAccountToken
+	}
+	if _, err := os.Stat(serviceAccountCA); err == nil {
+		cfg.CAFile = serviceAccountCA
+	}
+	return cfg, nil
+}

@@ -1,0 +1,171 @@
+package kube
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/strait-net/strait/internal/state"
+	"github.com/strait-net/strait/internal/table"
+)
+
+// owner is the name under which this package reports problems and registers with tables.
+const owner = "kube"
+
+// Tables are the intent tables a source fills; a nil table is not watched. Problems is required.
+type Tables struct {
+	Nodes          *table.Table[state.Node]
+	Services       *table.Table[state.Service]
+	EndpointSlices *table.Table[state.EndpointSlice]
+	Problems       *table.Table[state.Problem]
+}
+
+// TablesOf returns the intent tables of an agent's state.
+func TablesOf(s *state.State) Tables {
+	return Tables{Nodes: s.Nodes, Services: s.Services, EndpointSlices: s.EndpointSlices, Problems: s.Problems}
+}
+
+// store is where a client-go Reflector puts objects: converted at once and kept only as rows, so that
+// nothing of an object stays in memory twice. A row that says what it said before is not written.
+type store[O metav1.Object, R any] struct {
+	kind     string
+	table    *table.Table[R]
+	convert  func(O) (row R, ok bool, err error)
+	equal    func(a, b R) bool
+	problems *table.Table[state.Problem]
+	done     func() // tells the table that everything has been delivered once
+	now      func() time.Time
+}
+
+// converted is an object after Transformer; client-go finds it by the name in its ObjectMeta.
+type converted[R any] struct {
+	metav1.ObjectMeta
+	row R
+	ok  bool
+	err error
+}
+
+func (s *store[O, R]) toRow(o O) *converted[R] {
+	c := &converted[R]{ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: o.GetName()}}
+	c.row, c.ok, c.err = s.convert(o)
+	return c
+}
+
+// Transformer is applied by the Reflector to each object of an initial stream as it arrives.
+func (s *store[O, R]) Transformer() cache.TransformFunc {
+	return func(obj any) (any, error) {
+		if o, ok := obj.(O); ok {
+			return s.toRow(o), nil
+		}
+		return obj, nil
+	}
+}
+
+func (s *store[O, R]) read(obj any) (*converted[R], error) {
+	switch o := obj.(type) {
+	case *converted[R]:
+		return o, nil
+	case O:
+		return s.toRow(o), nil
+	}
+	return nil, fmt.Errorf("reflect %s: got a %T", s.kind, obj)
+}
+
+// Add writes the row of an object; a row that cannot be read leaves the previous one in force.
+func (s *store[O, R]) Add(obj any) error {
+	c, err := s.read(obj)
+	if err != nil {
+		return err
+	}
+	s.judge(c)
+	s.table.Write(func(tx *table.Txn[R]) { s.put(tx, c) })
+	return nil
+}
+
+// Update is Add.
+func (s *store[O, R]) Update(obj any) error { return s.Add(obj) }
+
+// Delete removes the row of an object.
+func (s *store[O, R]) Delete(obj any) error {
+	c, err := s.read(obj)
+	if err != nil {
+		return err
+	}
+	s.table.Delete(rowKey(c))
+	state.Clear(s.problems, owner, s.subject(c))
+	return nil
+}
+
+// Replace makes the table hold exactly the objects, in one transaction.
+func (s *store[O, R]) Replace(objects []any, _ string) error {
+	rows := make(map[string]*converted[R], len(objects))
+	for _, obj := range objects {
+		c, err := s.read(obj)
+		if err != nil {
+			return err
+		}
+		s.judge(c)
+		rows[rowKey(c)] = c
+	}
+	var gone []string
+	s.table.Write(func(tx *table.Txn[R]) {
+		tx.All(func(old R) bool {
+			if key := s.table.Key(old); rows[key] == nil {
+				gone = append(gone, key)
+			}
+			return true
+		})
+		for _, key := range gone {
+			tx.Delete(key)
+		}
+		for _, c := range rows {
+			s.put(tx, c)
+		}
+	})
+	for p := range s.problems.Snapshot().By(state.ProblemsBySource, owner) {
+		if name, ok := strings.CutPrefix(p.Subject, s.kind+" "); ok && rows[name] == nil {
+			state.Clear(s.problems, owner, p.Subject)
+		}
+	}
+	s.done()
+	return nil
+}
+
+// Resync has nothing to do: rows do not age.
+func (s *store[O, R]) Resync() error { return nil }
+
+func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
+	if c.err != nil {
+		return
+	}
+	old, _, present := tx.Get(rowKey(c))
+	switch {
+	case !c.ok:
+		if present {
+			tx.Delete(rowKey(c))
+		}
+	case !present || !s.equal(old, c.row):
+		tx.Insert(c.row)
+	}
+}
+
+func (s *store[O, R]) judge(c *converted[R]) {
+	if c.err == nil {
+		state.Clear(s.problems, owner, s.subject(c))
+		return
+	}
+	state.Raise(s.problems, state.Problem{Source: owner, Subject: s.subject(c), Text: c.err.Error() + "; the previous state stays"}, s.now())
+}
+
+func (s *store[O, R]) subject(c *converted[R]) string { return s.kind + " " + rowKey(c) }
+
+// rowKey is the primary key of the intent tables: namespace/name, or the name alone.
+func rowKey(o metav1.Object) string {
+	if o.GetNamespace() == "" {
+		return o.GetName()
+	}
+	return o.GetNamespace() + "/" + o.GetName()
+}
