@@ -1,0 +1,267 @@
+package path
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/strait-net/strait/bench/internal/node"
+	"github.com/strait-net/strait/bench/internal/rr"
+)
+
+// The node's own paths of a Strait installation; all lie on mounts that only the node has.
+const (
+	straitConfig  = "/run/strait-bench/config.yaml"
+	straitConfDir = "/run/cni/net.d"
+	straitBinDir  = "/run/cni/bin"
+)
+
+// Service addresses: the measured service, and the start of those that only fill the tables.
+var (
+	serviceIPv4 = netip.AddrFrom4([4]byte{10, 96, 0, 100})
+	serviceIPv6 = v6(0x96, 0, 0x100)
+)
+
+// StraitOptions describe a Strait cluster.
+type StraitOptions struct {
+	Name     string
+	Mode     string // routingMode
+	Nodes    int
+	Services int // loaded from the static source, the measured one included
+}
+
+// Strait is a cluster of real agents with a static source.
+type Strait struct {
+	StraitOptions
+	site     *Site
+	nodes    []attachment
+	pids     []int // agents, in their nodes' numbering
+	objects  string
+	confList string
+	Ready    time.Duration // from the start of the agents until all could add pods
+}
+
+// Strait starts the agents of a cluster and waits until they can add pods.
+func (s *Site) Strait(o StraitOptions) (*Strait, error) {
+	nodes, err := s.attached(o.Name, o.Nodes)
+	if err != nil {
+		return nil, err
+	}
+	c := &Strait{StraitOptions: o, site: s, nodes: nodes, objects: filepath.Join(s.logs, o.Name+"-objects")}
+	if err := c.writeObjects(); err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	for i := range c.nodes {
+		if err := c.startAgent(i); err != nil {
+			return nil, err
+		}
+	}
+	for i := range c.nodes {
+		if err := c.waitReady(i); err != nil {
+			return nil, err
+		}
+	}
+	c.Ready = time.Since(begin)
+	return c, nil
+}
+
+// cidrs are the pod CIDRs of node i: room for the 250 pods of the CNI rows and their cool-down.
+func cidrs(i int) []string {
+	return []string{fmt.Sprintf("10.244.%d.0/20", 16*i), fmt.Sprintf("fd00:244:0:%d::/64", i+1)}
+}
+
+func (c *Strait) startAgent(i int) error {
+	n := c.nodes[i]
+	config, err := json.Marshal(object{
+		"clusterName": "bench", "routingMode": c.Mode, "ipv4": true, "ipv6": true, "cgroupRoot": n.Group.Unified(),
+		"ipam":   object{"mode": "kubernetes", "podCIDRv4": "10.244.0.0/16", "podCIDRv6": "fd00:244::/48"},
+		"runDir": "/run/strait", "stateDir": "/run/strait-state",
+		"cni": object{"install": true, "binDir": straitBinDir, "confDir": straitConfDir},
+	})
+	if err != nil {
+		return err
+	}
+	if err := n.Write(straitConfig, config); err != nil {
+		return err
+	}
+	pid, err := n.Start(c.site.log(n.Name), filepath.Join(c.site.box.StraitBin(), "strait-agent"), "--config", straitConfig, "--node-name", n.Name,
+		"--source", "static:"+c.objects)
+	c.pids = append(c.pids, pid)
+	return err
+}
+
+// waitReady waits until the agent has written its conflist and answers STATUS.
+func (c *Strait) waitReady(i int) error {
+	n := c.nodes[i]
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		conf, err := firstConf(n.Root(straitConfDir))
+		if err == nil {
+			if err = n.CNIStatus(conf, straitBinDir); err == nil {
+				c.confList = conf
+				return nil
+			}
+		}
+		if time.Now().After(deadline) {
+			text, _ := os.ReadFile(c.site.log(n.Name))
+			return fmt.Errorf("agent of %s is not ready after 60 s: %w\n%s", n.Name, err, text[max(0, len(text)-3000):])
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// firstConf reads the configuration a runtime would use.
+func firstConf(dir string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.conflist"))
+	if err != nil || len(files) == 0 {
+		return "", fmt.Errorf("no conflist in %s", dir)
+	}
+	text, err := os.ReadFile(files[0])
+	return string(text), err
+}
+
+// Runtime is what a container runtime on node i needs.
+func (c *Strait) Runtime(i int) (n *node.Node, confList, binDir string) {
+	return c.nodes[i].Node, c.confList, straitBinDir
+}
+
+func (c *Strait) about() string {
+	return fmt.Sprintf("strait-agent and strait-cni, routing mode %s, static source, %d services", c.Mode, c.Services)
+}
+
+// pods connects pods on node i.
+func (c *Strait) pods(i int, names ...string) ([]pod, error) {
+	return pods(c.nodes[i].Node, c.confList, straitBinDir, names...)
+}
+
+func (c *Strait) path(name string, on [2]int, client, server pod) (*Path, error) {
+	n := c.nodes[on[0]]
+	p := &Path{Name: name, About: c.about(), Address: server.address, Witness: []Witness{{n.Space, client.device}}, Pins: n.Root("/sys/fs/bpf/strait")}
+	return c.site.between(p, [2]*node.Node{n.Node, c.nodes[on[1]].Node}, client, server)
+}
+
+// SameNode is a path between two new pods of the first node.
+func (c *Strait) SameNode(name string) (*Path, error) {
+	made, err := c.pods(0, name+"-client", name+"-server")
+	if err != nil {
+		return nil, err
+	}
+	return c.path(name, [2]int{0, 0}, made[0], made[1])
+}
+
+// AcrossNodes is a path between new pods of the first and second node.
+func (c *Strait) AcrossNodes(name string) (*Path, error) {
+	client, err := c.pods(0, name+"-client")
+	if err != nil {
+		return nil, err
+	}
+	server, err := c.pods(1, name+"-server")
+	if err != nil {
+		return nil, err
+	}
+	return c.path(name, [2]int{0, 1}, client[0], server[0])
+}
+
+// Service makes direct's server the only backend of the measured service and is direct by way of the service's address.
+func (c *Strait) Service(name string, direct *Path) (*Path, error) {
+	objects := serviceObjects("measured", map[int]netip.Addr{4: serviceIPv4, 6: serviceIPv6}, rr.Port, len(rr.Modes()), direct.Address)
+	if err := c.writeFile("measured", objects); err != nil {
+		return nil, err
+	}
+	p := *direct
+	p.Name, p.About = name, direct.About+", by ClusterIP"
+	p.Address = map[int]netip.Addr{4: serviceIPv4, 6: serviceIPv6}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := c.site.Prove(&p)
+		if err == nil {
+			return &p, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("service is not programmed after 30 s: %w", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func (c *Strait) writeObjects() error {
+	if err := os.MkdirAll(c.objects, 0o755); err != nil {
+		return err
+	}
+	var nodes []object
+	for i, n := range c.nodes {
+		cidr := cidrs(i)
+		nodes = append(nodes, object{"apiVersion": "v1", "kind": "Node", "metadata": object{"name": n.Name, "uid": n.Name},
+			"spec": object{"podCIDR": cidr[0], "podCIDRs": cidr},
+			"status": object{"addresses": []object{
+				{"type": "InternalIP", "address": n.v4.String()}, {"type": "InternalIP", "address": n.v6.String()}}}})
+	}
+	if err := c.writeFile("nodes", nodes); err != nil {
+		return err
+	}
+	var fill []object
+	for i := range max(0, c.Services-1) {
+		fill = append(fill, serviceObjects("fill-"+strconv.Itoa(i),
+			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}), 6: v6(0x97, i>>8, i&255)}, 80, 1,
+			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 244, byte(240 + i>>12), byte(i)}), 6: v6(0x244, 0xff, i)})...)
+	}
+	return c.writeFile("services", fill)
+}
+
+// writeFile writes objects as one file of the static source; JSON is YAML.
+func (c *Strait) writeFile(name string, objects []object) error {
+	var b bytes.Buffer
+	for _, o := range objects {
+		text, err := json.Marshal(o)
+		if err != nil {
+			return err
+		}
+		b.WriteString("---\n")
+		b.Write(text)
+		b.WriteString("\n")
+	}
+	file := filepath.Join(c.objects, name+".yaml")
+	if err := os.WriteFile(file+".new", b.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(file+".new", file)
+}
+
+// serviceObjects are a Service with consecutive ports, TCP and UDP, and an EndpointSlice with one backend per family.
+func serviceObjects(name string, addresses map[int]netip.Addr, port, ports int, backend map[int]netip.Addr) []object {
+	var servicePorts, slicePorts []object
+	for i := range ports {
+		for _, proto := range []string{"TCP", "UDP"} {
+			id := strings.ToLower(proto) + strconv.Itoa(i)
+			servicePorts = append(servicePorts, object{"name": id, "port": port + i, "targetPort": port + i, "protocol": proto})
+			slicePorts = append(slicePorts, object{"name": id, "port": port + i, "protocol": proto})
+		}
+	}
+	out := []object{{"apiVersion": "v1", "kind": "Service", "metadata": object{"name": name, "namespace": "bench", "uid": name},
+		"spec": object{"type": "ClusterIP", "clusterIP": addresses[4].String(), "clusterIPs": []string{addresses[4].String(), addresses[6].String()},
+			"ipFamilies": []string{"IPv4", "IPv6"}, "ports": servicePorts}}}
+	for family, a := range backend {
+		kind := fmt.Sprintf("IPv%d", family)
+		out = append(out, object{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": kind,
+			"metadata":  object{"name": fmt.Sprintf("%s-%d", name, family), "namespace": "bench", "labels": object{"kubernetes.io/service-name": name}},
+			"ports":     slicePorts,
+			"endpoints": []object{{"addresses": []string{a.String()}, "conditions": object{"ready": true, "serving": true, "terminating": false}}}})
+	}
+	return out
+}
+
+// AgentFiles are the /proc directories of the agents, as the machine sees them.
+func (c *Strait) AgentFiles() []string {
+	var out []string
+	for i, pid := range c.pids {
+		out = append(out, c.nodes[i].Root(filepath.Join("/proc", strconv.Itoa(pid))))
+	}
+	return out
+}

@@ -1,0 +1,139 @@
+package result
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/strait-net/strait/bench/internal/measure"
+	"github.com/strait-net/strait/bench/internal/stat"
+)
+
+// The names of the paths, as results and targets use them.
+const (
+	Floor         = "veth"
+	Hosts         = "nodes"
+	Bridge        = "bridge"
+	PTP           = "ptp"
+	FlannelVXLAN  = "flannel-vxlan"
+	FlannelHostGW = "flannel-host-gw"
+	Strait        = "strait"
+	StraitVXLAN   = "strait-vxlan"
+	StraitNative  = "strait-native"
+	Service10     = "strait-svc10"
+	Service10k    = "strait-svc10k"
+)
+
+// comparison is a pair of paths that a row of the table compares, with the bound per mode. Modes without a bound are reported.
+type comparison struct {
+	row, subject, against string
+	bounds                map[string]float64
+}
+
+func comparisons() []comparison {
+	return []comparison{
+		{"1", Strait, Floor, map[string]float64{"rr": 0.90, "crr": 0.90, "stream": 0.95}},
+		{"1", Strait, Bridge, nil},
+		{"1", Strait, PTP, nil},
+		{"1", Bridge, Floor, nil},
+		{"1", PTP, Floor, nil},
+		{"2", StraitVXLAN, FlannelVXLAN, map[string]float64{"rr": 1.4, "crr": 1.4, "stream": 1.3}},
+		{"2", StraitNative, FlannelHostGW, map[string]float64{"rr": 1.2, "crr": 1.3, "stream": 1.2}},
+		{"2", StraitVXLAN, Hosts, nil},
+		{"2", StraitNative, Hosts, nil},
+		{"2", StraitVXLAN, Floor, nil},
+		{"2", StraitNative, Floor, nil},
+		{"2", FlannelVXLAN, Floor, nil},
+		{"2", FlannelHostGW, Floor, nil},
+		{"2", Hosts, Floor, nil},
+		{"3", Service10, Strait, map[string]float64{"crr": 0.95}},
+		{"3", Service10k, Strait, map[string]float64{"crr": 0.95}},
+		{"3", Service10k, Service10, map[string]float64{"crr": 0.97}},
+	}
+}
+
+// Judge computes the rows of a run from its samples.
+func (r *Run) Judge() {
+	r.Rows = nil
+	for _, c := range comparisons() {
+		r.Rows = append(r.Rows, r.compare(c)...)
+	}
+	r.Rows = append(r.Rows, r.judgeCNI()...)
+	for _, a := range r.Agents {
+		bound := Bound{Value: 60, AtMost: true}
+		value := exact(float64(a.RSSKiB) / 1024)
+		r.Rows = append(r.Rows, Row{Row: "9", Metric: "idle agent RSS, " + a.About, Subject: a.Name, Value: value, Unit: "MiB", Target: bound.String(),
+			Verdict: bound.Judge(value)})
+	}
+}
+
+func exact(x float64) stat.Interval { return stat.Interval{Mid: x, Lo: x, Hi: x, N: 1} }
+
+func (r *Run) series(path, test string) (measure.Series, bool) {
+	i := slices.IndexFunc(r.Series, func(s measure.Series) bool { return s.Path == path && s.Test == test })
+	if i < 0 {
+		return measure.Series{}, false
+	}
+	return r.Series[i], true
+}
+
+// compare makes one row per test that both paths of a comparison have.
+func (r *Run) compare(c comparison) []Row {
+	var rows []Row
+	for _, s := range r.Series {
+		if s.Path != c.subject {
+			continue
+		}
+		against, ok := r.series(c.against, s.Test)
+		value := stat.MedianInterval(stat.Ratios(s.Rate, against.Rate))
+		if !ok || value.N == 0 {
+			continue
+		}
+		first, _ := r.series(Floor, s.Test)
+		second, _ := r.series(measure.Again(Floor), s.Test)
+		mode, family, _ := strings.Cut(s.Test, "/")
+		bound := Bound{Value: c.bounds[mode]}
+		rows = append(rows, Row{Row: c.row, Metric: metric(mode, family), Subject: c.subject, Against: c.against, Value: value,
+			Band: stat.Band(first.Rate, second.Rate), CPU: stat.MedianInterval(stat.Ratios(s.CPU, against.CPU)), Target: bound.String(),
+			Verdict: bound.Judge(value)})
+	}
+	return rows
+}
+
+func metric(mode, family string) string {
+	name := map[string]string{"stream": "TCP stream", "rr": "TCP request/response", "crr": "TCP connect/request/response", "udprr": "UDP request/response",
+		"udppps": "UDP packets/s"}[mode]
+	return name + ", IPv" + family
+}
+
+// judgeCNI makes the rows of CNI calls: each plugin against ptp call by call, its own quantiles, and the time of whole nodes.
+func (r *Run) judgeCNI() []Row {
+	var rows []Row
+	for _, c := range r.CNI {
+		var ratio, p99, whole Bound // only Strait's ADD has targets
+		if c.Plugin == Strait && c.Verb == "ADD" {
+			ratio, whole = Bound{Value: 1.2, AtMost: true}, Bound{Value: 15, AtMost: true}
+			if c.ElapsedMs == 0 {
+				p99 = Bound{Value: 50, AtMost: true}
+			}
+		}
+		i := slices.IndexFunc(r.CNI, func(o CNI) bool { return o.Plugin == PTP && o.Kind() == c.Kind() })
+		if i >= 0 && c.Plugin != PTP {
+			value := stat.MedianInterval(stat.Ratios(c.Ms, r.CNI[i].Ms))
+			rows = append(rows, Row{Row: "6", Metric: c.Kind() + ": time", Subject: c.Plugin, Against: PTP, Value: value, Target: ratio.String(),
+				Verdict: ratio.Judge(value)})
+		}
+		rows = append(rows, absolute(c.Kind()+": p50", c.Plugin, stat.Median(c.Ms), "ms", Bound{}),
+			absolute(c.Kind()+": p99", c.Plugin, stat.Quantile(c.Ms, 0.99), "ms", p99))
+		if len(c.ReachedMs) > 0 {
+			rows = append(rows, absolute(c.Kind()+": p50 until the first ping", c.Plugin, stat.Median(c.ReachedMs), "ms", Bound{}))
+		}
+		if c.ElapsedMs > 0 {
+			rows = append(rows, absolute(c.Kind()+": all", c.Plugin, c.ElapsedMs/1000, "s", whole))
+		}
+	}
+	return rows
+}
+
+func absolute(metric, subject string, x float64, unit string, b Bound) Row {
+	return Row{Row: "6", Metric: metric, Subject: subject, Value: exact(x), Unit: unit, Target: b.String(), Verdict: b.Judge(exact(x))}
+}

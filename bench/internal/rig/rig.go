@@ -1,0 +1,378 @@
+// Package rig composes a benchmark run: it builds the paths, has them measured side by side and collects the results.
+package rig
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/strait-net/strait/bench/internal/bill"
+	"github.com/strait-net/strait/bench/internal/measure"
+	"github.com/strait-net/strait/bench/internal/path"
+	"github.com/strait-net/strait/bench/internal/progcost"
+	"github.com/strait-net/strait/bench/internal/result"
+	"github.com/strait-net/strait/bench/internal/rr"
+	"github.com/strait-net/strait/bench/internal/toolbox"
+	"golang.org/x/sys/unix"
+)
+
+// Config is what to run.
+type Config struct {
+	Repo      string   // root of the repository
+	Cache     string   // see toolbox.New
+	Out       string   // directory of the results
+	Rows      []string // rows of the table of targets: 1, 2, 3, 6, 9
+	Rounds    int
+	Sample    time.Duration
+	WarmUp    time.Duration
+	Tests     []measure.Test
+	Calls     int // sequential CNI calls per plugin
+	PeersOnly bool
+	ClientCPU int
+	ServerCPU int
+	Say       func(format string, args ...any)
+}
+
+func (c Config) wants(rows ...string) bool {
+	return slices.ContainsFunc(rows, func(r string) bool { return slices.Contains(c.Rows, r) })
+}
+
+// rig is a run under way.
+type rig struct {
+	Config
+	box     *toolbox.Box
+	site    *path.Site
+	paths   []*path.Path
+	straits []*path.Strait
+	run     *result.Run
+}
+
+// Run makes a run and returns its judged results. What it built is gone when it returns.
+func Run(ctx context.Context, c Config) (out *result.Run, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the benchmark makes network namespaces and has to run as root")
+	}
+	if runtime.NumCPU() < 2 {
+		return nil, errors.New("the benchmark needs two CPUs, one for each end of a path")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r := &rig{Config: c}
+	if r.box, err = toolbox.New(c.Cache, c.Repo, c.Say); err != nil {
+		return nil, err
+	}
+	program, err := r.build(ctx)
+	if err != nil {
+		return nil, err
+	}
+	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	tree, err := bill.Find(string(mountinfo))
+	if err != nil {
+		return nil, err
+	}
+	r.run = &result.Run{Date: time.Now(), Commit: r.box.Commit(ctx), Machine: machine(tree), Settings: result.Settings{Rounds: c.Rounds, Sample: c.Sample.String(),
+		WarmUp: c.WarmUp.String(), ClientCPU: c.ClientCPU, ServerCPU: c.ServerCPU}}
+	root, err := tree.Root(fmt.Sprintf("strait-bench-%d", os.Getpid()))
+	if err != nil {
+		return nil, err
+	}
+	logs, err := os.MkdirTemp("", "strait-bench-")
+	if err != nil {
+		return nil, err
+	}
+	r.site, err = path.New(ctx, path.Config{Box: r.box, Program: program, Spawner: rr.NewSpawner(ctx), Root: root, ClientCPU: c.ClientCPU,
+		ServerCPU: c.ServerCPU, Logs: logs})
+	if err != nil {
+		return nil, errors.Join(err, root.Remove())
+	}
+	defer func() {
+		cancel() // ends the servers
+		err = errors.Join(err, r.site.Close(), root.Remove())
+		if err == nil {
+			err = os.RemoveAll(logs)
+		} else {
+			c.Say("logs are kept in %s", logs)
+		}
+	}()
+	if err := r.all(ctx); err != nil {
+		return nil, err
+	}
+	r.run.Judge()
+	return r.run, nil
+}
+
+func (r *rig) build(ctx context.Context) (rr.Program, error) {
+	program, err := r.box.RR(ctx)
+	if err != nil {
+		return program, err
+	}
+	if err := r.box.Peers(ctx); err != nil {
+		return program, err
+	}
+	if !r.PeersOnly {
+		err = r.box.Strait(ctx)
+	}
+	return program, err
+}
+
+// all does the parts of the run in an order in which none disturbs the next.
+func (r *rig) all(ctx context.Context) error {
+	if r.wants("6") {
+		if err := r.cni(ctx); err != nil {
+			return fmt.Errorf("CNI calls: %w", err)
+		}
+	}
+	if !r.wants("1", "2", "3", "9") {
+		return nil
+	}
+	if err := r.open(); err != nil {
+		return err
+	}
+	if r.wants("9") {
+		if err := r.agents(ctx); err != nil {
+			return fmt.Errorf("memory of the agents: %w", err)
+		}
+	}
+	if r.wants("1", "2", "3") {
+		r.measure(ctx)
+		if err := r.programs(ctx); err != nil {
+			return fmt.Errorf("cost of the programs: %w", err)
+		}
+	}
+	return ctx.Err()
+}
+
+func machine(tree bill.Tree) result.Machine {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	m := result.Machine{Kernel: unix.ByteSliceToString(u.Release[:]), CPUs: runtime.NumCPU(), Accounts: tree.String(), CPU: "unknown"}
+	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
+	if _, after, ok := strings.Cut(string(cpuinfo), "model name\t: "); ok {
+		m.CPU, _, _ = strings.Cut(after, "\n")
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	m.Load, _, _ = strings.Cut(string(load), " ")
+	return m
+}
+
+// add opens a path and notes that it was proven: opening fails when a path's own devices do not count its packets.
+func (r *rig) add(p *path.Path, err error) (*path.Path, error) {
+	if err != nil {
+		return nil, err
+	}
+	r.Say("path %s carries traffic: %s", p.Name, p.About)
+	var devices []string
+	for _, w := range p.Witness {
+		devices = append(devices, w.Device)
+	}
+	r.paths = append(r.paths, p)
+	r.run.Paths = append(r.run.Paths, result.PathNote{Name: p.Name, About: p.About, Proven: "packet counters of " + strings.Join(devices, ", ")})
+	return p, nil
+}
+
+// open builds the paths of the wanted rows; the floor comes first.
+func (r *rig) open() error {
+	steps := []func() error{func() error { _, err := r.add(r.site.Direct()); return err }}
+	if r.wants("1") {
+		for _, kind := range []string{path.Bridge, path.PTP} {
+			steps = append(steps, func() error { _, err := r.add(r.site.Plugin(kind)); return err })
+		}
+	}
+	if r.wants("1", "2", "3", "9") && !r.PeersOnly {
+		steps = append(steps, r.openStrait)
+	}
+	if r.wants("2") {
+		steps = append(steps, func() error { _, err := r.add(r.site.Hosts()); return err })
+		for _, backend := range []string{path.FlannelVXLAN, path.FlannelHostGW} {
+			steps = append(steps, func() error { _, err := r.add(r.site.Flannel(backend)); return err })
+		}
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openStrait builds the paths through Strait.
+func (r *rig) openStrait() error {
+	vxlan, err := r.cluster(path.StraitOptions{Name: result.StraitVXLAN, Mode: "vxlan", Nodes: 2, Services: 10})
+	if err != nil {
+		return err
+	}
+	direct, err := r.add(vxlan.SameNode(result.Strait))
+	if err != nil {
+		return err
+	}
+	if r.wants("2") {
+		if _, err := r.add(vxlan.AcrossNodes(result.StraitVXLAN)); err != nil {
+			return err
+		}
+		native, err := r.cluster(path.StraitOptions{Name: result.StraitNative, Mode: "native", Nodes: 2, Services: 10})
+		if err != nil {
+			return err
+		}
+		if _, err := r.add(native.AcrossNodes(result.StraitNative)); err != nil {
+			return err
+		}
+	}
+	if !r.wants("3") {
+		return nil
+	}
+	if _, err := r.add(vxlan.Service(result.Service10, direct)); err != nil {
+		return err
+	}
+	many, err := r.cluster(path.StraitOptions{Name: result.Service10k, Mode: "vxlan", Nodes: 1, Services: 10_000})
+	if err != nil {
+		return err
+	}
+	r.run.Notes = append(r.run.Notes, fmt.Sprintf("an agent with 10,000 services from files was ready after %s", many.Ready.Round(10*time.Millisecond)))
+	pods, err := many.SameNode(result.Service10k + "-direct")
+	if err != nil {
+		return err
+	}
+	_, err = r.add(many.Service(result.Service10k, pods))
+	return err
+}
+
+func (r *rig) cluster(o path.StraitOptions) (*path.Strait, error) {
+	c, err := r.site.Strait(o)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", o.Name, err)
+	}
+	r.straits = append(r.straits, c)
+	return c, nil
+}
+
+func (r *rig) find(name string) *path.Path {
+	return r.paths[slices.IndexFunc(r.paths, func(p *path.Path) bool { return p.Name == name })]
+}
+
+// skip leaves out what no row asks for: services are measured by new connections.
+func skip(name string, t measure.Test) bool {
+	return (name == result.Service10 || name == result.Service10k) && t.Mode != rr.CRR
+}
+
+func (r *rig) measure(ctx context.Context) {
+	plan := measure.Plan{Rounds: r.Rounds, Tests: r.Tests, Skip: skip, Pause: 50 * time.Millisecond}
+	for _, p := range r.paths {
+		plan.Paths = append(plan.Paths, p.Name)
+	}
+	begin := time.Now()
+	r.run.Series = measure.Run(ctx, plan, r.sample, func(round int, t measure.Test) {
+		if t != r.Tests[0] {
+			return
+		}
+		left := ""
+		if round > 0 {
+			left = fmt.Sprintf(", about %s left", (time.Since(begin) / time.Duration(round) * time.Duration(r.Rounds-round)).Round(time.Second))
+		}
+		r.Say("round %d of %d%s", round+1, r.Rounds, left)
+	})
+	for _, s := range r.run.Series {
+		if len(s.Errs) > 0 {
+			r.run.Notes = append(r.run.Notes, fmt.Sprintf("%s %s: %d of %d samples failed; first: %s", s.Path, s.Test, len(s.Errs), len(s.Rate), s.Errs[0]))
+		}
+	}
+}
+
+func (r *rig) sample(ctx context.Context, name string, t measure.Test) (measure.Point, error) {
+	if err := ctx.Err(); err != nil {
+		return measure.Point{}, err
+	}
+	p := r.find(name)
+	before, err := used(p)
+	if err != nil {
+		return measure.Point{}, err
+	}
+	s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Warm: r.WarmUp, Length: r.Sample})
+	if err != nil {
+		return measure.Point{}, err
+	}
+	after, err := used(p)
+	if err != nil {
+		return measure.Point{}, err
+	}
+	return measure.Point{Rate: s.Rate(), CPU: float64(after-before) / float64(s.AllOps), P50: float64(s.P50), P99: float64(s.P99)}, nil
+}
+
+// used is the CPU time of both ends of a path.
+func used(p *path.Path) (time.Duration, error) {
+	client, err := p.Client.Bill.Used()
+	if err != nil {
+		return 0, err
+	}
+	server, err := p.Server.Bill.Used()
+	return client + server, err
+}
+
+// programs measures what BPF programs cost, in a pass of its own because the statistics cost something themselves.
+func (r *rig) programs(ctx context.Context) error {
+	stats, err := progcost.Enable()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stats.Close() }()
+	for _, p := range r.paths {
+		if p.Pins == "" {
+			continue
+		}
+		for _, t := range r.Tests {
+			if skip(p.Name, t) || ctx.Err() != nil {
+				continue
+			}
+			before, err := progcost.Read(p.Pins)
+			if err != nil {
+				return err
+			}
+			s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Warm: time.Millisecond, Length: 300 * time.Millisecond})
+			if err != nil {
+				return err
+			}
+			after, err := progcost.Read(p.Pins)
+			if err != nil {
+				return err
+			}
+			ops := s.AllOps
+			if t.Mode == rr.Stream {
+				ops /= 1 << 20 // per MiB
+			}
+			r.run.Programs = append(r.run.Programs, result.ProgramCost{Path: p.Name, Test: t.String(), Costs: progcost.Between(before, after, ops)})
+		}
+	}
+	return nil
+}
+
+// DefaultTests are all modes in IPv4 and the TCP ones in IPv6.
+func DefaultTests() []measure.Test {
+	var tests []measure.Test
+	for _, m := range rr.Modes() {
+		tests = append(tests, measure.Test{Mode: m, Family: 4})
+	}
+	for _, m := range []rr.Mode{rr.Stream, rr.RR, rr.CRR} {
+		tests = append(tests, measure.Test{Mode: m, Family: 6})
+	}
+	return tests
+}
+
+// FindRepo walks up from dir to the repository.
+func FindRepo(dir string) (string, error) {
+	for d := dir; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "bench", "flanneld")); err == nil {
+			return d, nil
+		}
+		if d == "/" {
+			return "", fmt.Errorf("%s is not inside the repository", dir)
+		}
+	}
+}

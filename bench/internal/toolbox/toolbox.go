@@ -1,0 +1,126 @@
+// Package toolbox builds what a run needs, the peers at their pinned versions and Strait from the tree, into a cache.
+package toolbox
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/strait-net/strait/bench/internal/rr"
+)
+
+// The peers' versions.
+const (
+	PluginsVersion = "v1.9.1"
+	FlannelVersion = "v0.28.4" // required by flanneld/go.mod
+)
+
+// Box is a directory of built programs.
+type Box struct {
+	Dir  string // cache
+	Repo string // root of the repository
+	Say  func(format string, args ...any)
+}
+
+// New opens the cache; dir empty means strait-bench in the user's cache directory.
+func New(dir, repo string, say func(string, ...any)) (*Box, error) {
+	if dir == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			base = "/var/cache"
+		}
+		dir = filepath.Join(base, "strait-bench")
+	}
+	b := &Box{Dir: dir, Repo: repo, Say: say}
+	return b, os.MkdirAll(b.Plugins(), 0o755)
+}
+
+// Plugins is the directory with the CNI plugins of the peers.
+func (b *Box) Plugins() string { return filepath.Join(b.Dir, "cni-plugins-"+PluginsVersion) }
+
+// Flanneld is flannel with leases in a directory.
+func (b *Box) Flanneld() string { return filepath.Join(b.Dir, "flanneld-"+FlannelVersion) }
+
+// StraitBin is where Strait's programs are built; they are rebuilt each time, which the Go build cache makes cheap.
+func (b *Box) StraitBin() string { return filepath.Join(b.Dir, "strait") }
+
+// RR builds the load program.
+func (b *Box) RR(ctx context.Context) (rr.Program, error) {
+	sum := sha256.Sum256(rr.Source())
+	path := filepath.Join(b.Dir, "rr-"+hex.EncodeToString(sum[:6]))
+	if exists(path) {
+		return rr.Open(path), nil
+	}
+	b.Say("compiling the load program")
+	return rr.Open(path), rr.Build(ctx, path)
+}
+
+// Peers builds the CNI plugins and flannel.
+func (b *Box) Peers(ctx context.Context) error {
+	const module = "github.com/containernetworking/plugins/plugins/"
+	var missing []string
+	for _, p := range []string{"main/bridge", "main/ptp", "ipam/host-local", "main/loopback"} {
+		if !exists(filepath.Join(b.Plugins(), filepath.Base(p))) {
+			missing = append(missing, module+p+"@"+PluginsVersion)
+		}
+	}
+	if len(missing) > 0 {
+		b.Say("building CNI plugins %s", PluginsVersion)
+		if err := b.run(ctx, b.Dir, []string{"GOBIN=" + b.Plugins()}, append([]string{"go", "install", "-trimpath", "-ldflags=-s -w"}, missing...)); err != nil {
+			return fmt.Errorf("build CNI plugins: %w", err)
+		}
+	}
+	// The command is ours, so it is rebuilt when its source changes; the Go build cache decides.
+	b.Say("building flannel %s", FlannelVersion)
+	if err := b.run(ctx, filepath.Join(b.Repo, "bench", "flanneld"), nil, []string{"go", "build", "-trimpath", "-o", b.Flanneld(), "."}); err != nil {
+		return fmt.Errorf("build flannel: %w", err)
+	}
+	return nil
+}
+
+// Strait builds the agent and the plugin from the tree.
+func (b *Box) Strait(ctx context.Context) error {
+	b.Say("building Strait from the tree")
+	if err := os.MkdirAll(b.StraitBin(), 0o755); err != nil {
+		return err
+	}
+	args := []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.StraitBin() + "/", "./cmd/strait-agent", "./cmd/strait-cni"}
+	if err := b.run(ctx, b.Repo, nil, args); err != nil {
+		return fmt.Errorf("build strait-agent and strait-cni: %w", err)
+	}
+	return nil
+}
+
+func (b *Box) run(ctx context.Context, dir string, env, argv []string) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Dir = dir
+	cmd.Env = append(append(os.Environ(), "CGO_ENABLED=0"), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w", strings.TrimSpace(string(out)), err)
+	}
+	return nil
+}
+
+// Commit names the tree: the abbreviated commit, with "-dirty" when Strait's own files differ from it.
+func (b *Box) Commit(ctx context.Context) string {
+	commit, err := exec.CommandContext(ctx, "git", "-C", b.Repo, "rev-parse", "--short=10", "HEAD").Output()
+	if err != nil {
+		return "unknown"
+	}
+	name := strings.TrimSpace(string(commit))
+	changed, err := exec.CommandContext(ctx, "git", "-C", b.Repo, "status", "--porcelain", "--", "bpf", "cmd", "internal").Output()
+	if err != nil || len(changed) > 0 {
+		name += "-dirty"
+	}
+	return name
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
