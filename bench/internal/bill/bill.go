@@ -64,10 +64,29 @@ type Group struct {
 	path string
 }
 
-// Root makes the top group of a run.
-func (t Tree) Root(name string) (Group, error) {
-	g := Group{tree: t, path: name}
+// Root makes the top group of the run of process pid, after it has removed those of runs that were killed.
+func (t Tree) Root(prefix string, pid int) (Group, error) {
+	for _, dir := range t.mounts() {
+		left, err := filepath.Glob(filepath.Join(dir, prefix+"-*"))
+		if err != nil {
+			return Group{}, err
+		}
+		for _, d := range left {
+			owner := strings.TrimPrefix(filepath.Base(d), prefix+"-")
+			if _, err := os.Stat(filepath.Join("/proc", owner)); errors.Is(err, os.ErrNotExist) {
+				_ = removeTree(d) // processes that are still ending keep it until the next run
+			}
+		}
+	}
+	g := Group{tree: t, path: prefix + "-" + strconv.Itoa(pid)}
 	return g, g.make()
+}
+
+func (t Tree) mounts() []string {
+	if t.acct == "" {
+		return []string{t.unified}
+	}
+	return []string{t.unified, t.acct}
 }
 
 // Child makes a group below g.
@@ -77,9 +96,9 @@ func (g Group) Child(name string) (Group, error) {
 }
 
 func (g Group) dirs() []string {
-	dirs := []string{filepath.Join(g.tree.unified, g.path)}
-	if g.tree.acct != "" {
-		dirs = append(dirs, filepath.Join(g.tree.acct, g.path))
+	dirs := g.tree.mounts()
+	for i := range dirs {
+		dirs[i] = filepath.Join(dirs[i], g.path)
 	}
 	return dirs
 }

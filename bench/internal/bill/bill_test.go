@@ -1,6 +1,8 @@
 package bill
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 )
@@ -34,7 +36,10 @@ func TestParseStat(t *testing.T) {
 
 func TestGroupIsRemovedWithItsChildren(t *testing.T) {
 	tree := Tree{unified: t.TempDir()}
-	g, err := tree.Root("run")
+	if err := os.MkdirAll(filepath.Join(tree.unified, "run-999999999", "of", "the-dead"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g, err := tree.Root("run", os.Getpid())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,5 +48,9 @@ func TestGroupIsRemovedWithItsChildren(t *testing.T) {
 	}
 	if err := g.Remove(); err != nil {
 		t.Errorf("remove: %v", err)
+	}
+	left, err := os.ReadDir(tree.unified)
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
 	}
 }

@@ -81,7 +81,7 @@ func Run(ctx context.Context, c Config) (out *result.Run, err error) {
 	}
 	r.run = &result.Run{Date: time.Now(), Commit: r.box.Commit(ctx), Machine: machine(tree), Settings: result.Settings{Rounds: c.Rounds, Sample: c.Sample.String(),
 		WarmUp: c.WarmUp.String(), ClientCPU: c.ClientCPU, ServerCPU: c.ServerCPU}}
-	root, err := tree.Root(fmt.Sprintf("strait-bench-%d", os.Getpid()))
+	root, err := tree.Root("strait-bench", os.Getpid())
 	if err != nil {
 		return nil, err
 	}
