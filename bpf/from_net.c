@@ -1,6 +1,35 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* tcx ingress of the node's devices: what comes from the network. */
+
+static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep)
+{
+	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p->src)))
+		return drop(skb, REASON_ISOLATED);
+	if (p->ttl <= 1)
+		return to_stack(skb);
+	if (p->flags & PACKET_ERROR && !error_to_sender(skb, p))
+		return drop(skb, REASON_UNRELATED_ICMP);
+	if (!frag_resolve(p))
+		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	/* A pod of this node is never out there. */
+	if (endpoint_lookup(&p->src))
+		return drop(skb, REASON_SPOOFED_SOURCE);
+	if (!ct_track(p))
+		return drop(skb, REASON_CT_INSERT);
+	return deliver_pod(skb, p, ep);
+}
+
 SEC("tcx/ingress")
 int strait_from_net(struct __sk_buff *skb)
 {
-	return to_stack(skb);
+	struct packet p = {};
+	struct endpoint *ep;
+
+	/* What is malformed, not IP, or meant for another machine is the stack's to judge: nothing of it goes to a pod here. */
+	if (skb->pkt_type != PACKET_HOST || packet_parse(skb, &p) || p.flags & PACKET_NDP)
+		return to_stack(skb);
+	ep = endpoint_lookup(&p.dst);
+	if (ep)
+		return from_net_pod(skb, &p, ep);
+	return p.flags & PACKET_ERROR ? world_error(skb, &p) : world_return(skb, &p);
 }

@@ -1,12 +1,101 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* strait_vxlan: what comes out of the tunnel, and what the node's own stack sends into it. */
+
+/* The node that sent it is the one its source address belongs to. */
+static __noinline enum reason from_vx_sender(struct __sk_buff *skb, const struct packet *p)
+{
+	struct remote *owner;
+	struct addr sender;
+
+	if (!encap_sender(skb, &sender))
+		return REASON_TUNNEL_KEY;
+	owner = ipcache_lookup(&p->src);
+	if (!owner || !(owner->flags & (REMOTE_POD | REMOTE_NODE)) || !addr_equal(&owner->node, &sender))
+		return REASON_TUNNEL_SPOOFED;
+	return 0;
+}
+
+/* Established connections were checked by their first packet. */
+static __always_inline enum reason from_vx_track(struct __sk_buff *skb, const struct packet *p)
+{
+	struct ct_key key;
+	struct ct_entry *ct;
+	enum reason why;
+	__u32 dir;
+
+	if (p->flags & PACKET_ERROR)
+		return error_to_sender(skb, p) ? from_vx_sender(skb, p) : REASON_UNRELATED_ICMP;
+	dir = ct_key_from(&key, p);
+	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	if (!ct) {
+		why = from_vx_sender(skb, p);
+		if (why)
+			return why;
+		ct = ct_begin(&key, dir);
+		if (!ct)
+			return REASON_CT_INSERT;
+	}
+	ct_update(ct, p, dir);
+	return 0;
+}
+
+/* Not to a pod that is here: the node itself, or a pod of ours that is gone, for which the stack answers. */
+static __noinline int from_vx_stack(struct __sk_buff *skb, const struct packet *p)
+{
+	struct remote *to = ipcache_lookup(&p->dst);
+	enum reason why;
+
+	if (!to || to->flags & REMOTE_TUNNEL || !(to->flags & (REMOTE_HOST | REMOTE_POD)) || to->ifindex)
+		return drop(skb, REASON_NO_ENDPOINT);
+	why = from_vx_sender(skb, p);
+	return why ? drop(skb, why) : to_stack(skb);
+}
+
 SEC("tcx/ingress")
 int strait_from_vx(struct __sk_buff *skb)
 {
-	return to_stack(skb);
+	struct packet p = {};
+	struct endpoint *ep;
+	enum reason why = packet_parse(skb, &p);
+
+	if (why)
+		return drop(skb, why);
+	ep = endpoint_lookup(&p.dst);
+	if (!ep)
+		return from_vx_stack(skb, &p);
+	if (p.ttl <= 1)
+		return to_stack(skb);
+	if (p.flags & PACKET_NDP)
+		return drop(skb, REASON_UNSUPPORTED_L2);
+	if (!frag_resolve(&p))
+		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	why = from_vx_track(skb, &p);
+	if (why)
+		return drop(skb, why);
+	return deliver_pod(skb, &p, ep);
 }
 
 SEC("tcx/egress")
 int strait_to_vx(struct __sk_buff *skb)
 {
-	return to_stack(skb);
+	struct packet p = {};
+	struct remote *remote;
+	enum reason why;
+
+	if (skb->tc_index == ENCAP_KEYED) {
+		skb->tc_index = 0;
+		return TC_ACT_UNSPEC;
+	}
+	why = packet_parse(skb, &p);
+	if (why)
+		return drop(skb, why);
+	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
+		return drop(skb, REASON_MULTICAST);
+	remote = ipcache_lookup(&p.dst);
+	if (!remote || !(remote->flags & REMOTE_TUNNEL))
+		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
+	why = encap_set(skb, remote);
+	if (why)
+		return drop(skb, why);
+	return finish(skb, REASON_TO_TUNNEL, TC_ACT_UNSPEC);
 }

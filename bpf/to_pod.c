@@ -1,6 +1,28 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* tcx egress of st*: what the node's own stack sends to a pod. */
+
 SEC("tcx/egress")
 int strait_to_pod(struct __sk_buff *skb)
 {
-	return to_stack(skb);
+	struct packet p = {};
+	struct endpoint *ep;
+	enum reason why = packet_parse(skb, &p);
+
+	if (why)
+		return drop(skb, why);
+	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
+		return drop(skb, REASON_MULTICAST);
+	if (p.flags & PACKET_NDP)
+		return drop(skb, REASON_UNSUPPORTED_L2);
+	ep = endpoint_lookup(&p.dst);
+	if (!ep || ep->ifindex != skb->ifindex)
+		return drop(skb, REASON_NO_ENDPOINT);
+	/* The stack forwards as well: from devices that no program of ours guards. */
+	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p.src)))
+		return drop(skb, REASON_ISOLATED);
+	if (!frag_resolve(&p))
+		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	if (!ct_track(&p))
+		return drop(skb, REASON_CT_INSERT);
+	return finish(skb, REASON_TO_LOCAL_POD, TC_ACT_UNSPEC);
 }

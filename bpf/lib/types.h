@@ -76,10 +76,10 @@ enum ct_flags {
 };
 
 struct ct_entry {
-	__u64 began; /* ns, CLOCK_BOOTTIME */
+	__u64 began; /* ns, CLOCK_MONOTONIC_COARSE: cheap, and no time passes for a connection of a suspended machine */
 	__u64 packets[2]; /* 0: sent by the low end, 1: by the high end */
-	__u64 bytes[2];	  /* L3 length */
-	__u32 last_seen;  /* s, CLOCK_BOOTTIME */
+	__u64 bytes[2];	  /* L3 length; a GSO packet counts once in both */
+	__u32 last_seen;  /* s, the clock of began */
 	enum ct_flags flags;
 	__u32 policy_rev[2]; /* revision under which egress of the beginner / ingress of the other was allowed */
 	__u32 backend;	     /* id, 0: none */
@@ -89,7 +89,7 @@ struct ct_entry {
 	__u16 pad[3];
 };
 
-/* strait_nat: what a reply from outside looks like -> the pod behind it. */
+/* strait_nat: what a reply from outside looks like -> the pod behind it. ICMP echo: identifier in node_port, remote_port 0. */
 struct nat_key {
 	struct addr remote;
 	struct addr node;

@@ -143,27 +143,31 @@ const (
 type DatapathReason uint32
 
 const (
-	DatapathReasonREASON_UNKNOWN              DatapathReason = 0
-	DatapathReasonREASON_TO_LOCAL_POD         DatapathReason = 1
-	DatapathReasonREASON_TO_STACK             DatapathReason = 2
-	DatapathReasonREASON_TO_TUNNEL            DatapathReason = 3
-	DatapathReasonREASON_TO_NEIGHBOUR         DatapathReason = 4
-	DatapathReasonREASON_TO_WORLD             DatapathReason = 5
-	DatapathReasonREASON_TO_WORLD_MASQUERADED DatapathReason = 6
-	DatapathReasonREASON_SPOOFED_SOURCE       DatapathReason = 32
-	DatapathReasonREASON_MALFORMED            DatapathReason = 33
-	DatapathReasonREASON_UNSUPPORTED_L2       DatapathReason = 34
-	DatapathReasonREASON_NO_ENDPOINT          DatapathReason = 35
-	DatapathReasonREASON_TUNNEL_SPOOFED       DatapathReason = 36
-	DatapathReasonREASON_ISOLATED             DatapathReason = 37
-	DatapathReasonREASON_NO_MASQUERADE_PORT   DatapathReason = 38
-	DatapathReasonREASON_CT_INSERT            DatapathReason = 39
-	DatapathReasonREASON_FRAGMENT_UNKNOWN     DatapathReason = 40
-	DatapathReasonREASON_TUNNEL_KEY           DatapathReason = 41
-	DatapathReasonREASON_REWRITE              DatapathReason = 42
-	DatapathReasonREASON_NO_TUNNEL_ENDPOINT   DatapathReason = 43
-	DatapathReasonREASON_MULTICAST            DatapathReason = 44
-	DatapathReasonREASON_MAX                  DatapathReason = 256
+	DatapathReasonREASON_UNKNOWN               DatapathReason = 0
+	DatapathReasonREASON_TO_LOCAL_POD          DatapathReason = 1
+	DatapathReasonREASON_TO_STACK              DatapathReason = 2
+	DatapathReasonREASON_TO_TUNNEL             DatapathReason = 3
+	DatapathReasonREASON_TO_NEIGHBOUR          DatapathReason = 4
+	DatapathReasonREASON_TO_WORLD              DatapathReason = 5
+	DatapathReasonREASON_TO_WORLD_MASQUERADED  DatapathReason = 6
+	DatapathReasonREASON_SPOOFED_SOURCE        DatapathReason = 32
+	DatapathReasonREASON_MALFORMED             DatapathReason = 33
+	DatapathReasonREASON_UNSUPPORTED_L2        DatapathReason = 34
+	DatapathReasonREASON_NO_ENDPOINT           DatapathReason = 35
+	DatapathReasonREASON_TUNNEL_SPOOFED        DatapathReason = 36
+	DatapathReasonREASON_ISOLATED              DatapathReason = 37
+	DatapathReasonREASON_NO_MASQUERADE_PORT    DatapathReason = 38
+	DatapathReasonREASON_CT_INSERT             DatapathReason = 39
+	DatapathReasonREASON_FRAGMENT_UNKNOWN      DatapathReason = 40
+	DatapathReasonREASON_TUNNEL_KEY            DatapathReason = 41
+	DatapathReasonREASON_REWRITE               DatapathReason = 42
+	DatapathReasonREASON_NO_TUNNEL_ENDPOINT    DatapathReason = 43
+	DatapathReasonREASON_MULTICAST             DatapathReason = 44
+	DatapathReasonREASON_TOO_BIG               DatapathReason = 45
+	DatapathReasonREASON_NO_MASQUERADE_ADDRESS DatapathReason = 46
+	DatapathReasonREASON_TTL_EXCEEDED          DatapathReason = 47
+	DatapathReasonREASON_UNRELATED_ICMP        DatapathReason = 48
+	DatapathReasonREASON_MAX                   DatapathReason = 256
 )
 
 type DatapathRemote struct {

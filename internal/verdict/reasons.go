@@ -3,26 +3,30 @@
 package verdict
 
 const (
-	Unknown            Reason = 0  // unknown
-	ToLocalPod         Reason = 1  // handed to a pod on this node
-	ToStack            Reason = 2  // handed to the node's network stack
-	ToTunnel           Reason = 3  // sent through the tunnel
-	ToNeighbour        Reason = 4  // sent to the next hop
-	ToWorld            Reason = 5  // sent outside with the pod's address
-	ToWorldMasqueraded Reason = 6  // sent outside with the node's address
-	SpoofedSource      Reason = 32 // source address is not the pod's own
-	Malformed          Reason = 33 // packet too short or malformed
-	UnsupportedL2      Reason = 34 // neither IPv4 nor IPv6
-	NoEndpoint         Reason = 35 // no pod with this address on this node
-	TunnelSpoofed      Reason = 36 // tunnel sender does not own the source address
-	Isolated           Reason = 37 // the cluster network is isolated from the outside
-	NoMasqueradePort   Reason = 38 // no free masquerade port for this destination
-	CtInsert           Reason = 39 // connection table full
-	FragmentUnknown    Reason = 40 // fragment without its first fragment
-	TunnelKey          Reason = 41 // tunnel metadata missing or refused
-	Rewrite            Reason = 42 // packet could not be rewritten
-	NoTunnelEndpoint   Reason = 43 // no tunnel endpoint for this destination
-	Multicast          Reason = 44 // multicast from pods is not carried
+	Unknown             Reason = 0  // unknown
+	ToLocalPod          Reason = 1  // handed to a pod on this node
+	ToStack             Reason = 2  // handed to the node's network stack
+	ToTunnel            Reason = 3  // sent through the tunnel
+	ToNeighbour         Reason = 4  // sent to the next hop
+	ToWorld             Reason = 5  // sent outside with the pod's address
+	ToWorldMasqueraded  Reason = 6  // sent outside with the node's address
+	SpoofedSource       Reason = 32 // source address is not the pod's own
+	Malformed           Reason = 33 // packet too short or malformed
+	UnsupportedL2       Reason = 34 // neither plain IPv4 nor plain IPv6, or neighbour discovery
+	NoEndpoint          Reason = 35 // no pod with this address on this node
+	TunnelSpoofed       Reason = 36 // tunnel sender does not own the source address
+	Isolated            Reason = 37 // the cluster network is isolated from the outside
+	NoMasqueradePort    Reason = 38 // no free masquerade port for this destination
+	CtInsert            Reason = 39 // connection table full
+	FragmentUnknown     Reason = 40 // fragment without its first fragment
+	TunnelKey           Reason = 41 // tunnel metadata missing or refused
+	Rewrite             Reason = 42 // packet could not be rewritten
+	NoTunnelEndpoint    Reason = 43 // no tunnel endpoint for this destination
+	Multicast           Reason = 44 // multicast is not carried
+	TooBig              Reason = 45 // larger than the device's MTU where nobody could be told
+	NoMasqueradeAddress Reason = 46 // the way out has no address of this family to masquerade with
+	TtlExceeded         Reason = 47 // time to live used up where nobody could be told
+	UnrelatedIcmp       Reason = 48 // ICMP error about a packet the receiver never sent
 )
 
 func reasons() []row {
@@ -36,7 +40,7 @@ func reasons() []row {
 		{ToWorldMasqueraded, "to-world-masqueraded", "sent outside with the node's address"},
 		{SpoofedSource, "spoofed-source", "source address is not the pod's own"},
 		{Malformed, "malformed", "packet too short or malformed"},
-		{UnsupportedL2, "unsupported-l2", "neither IPv4 nor IPv6"},
+		{UnsupportedL2, "unsupported-l2", "neither plain IPv4 nor plain IPv6, or neighbour discovery"},
 		{NoEndpoint, "no-endpoint", "no pod with this address on this node"},
 		{TunnelSpoofed, "tunnel-spoofed", "tunnel sender does not own the source address"},
 		{Isolated, "isolated", "the cluster network is isolated from the outside"},
@@ -46,6 +50,10 @@ func reasons() []row {
 		{TunnelKey, "tunnel-key", "tunnel metadata missing or refused"},
 		{Rewrite, "rewrite", "packet could not be rewritten"},
 		{NoTunnelEndpoint, "no-tunnel-endpoint", "no tunnel endpoint for this destination"},
-		{Multicast, "multicast", "multicast from pods is not carried"},
+		{Multicast, "multicast", "multicast is not carried"},
+		{TooBig, "too-big", "larger than the device's MTU where nobody could be told"},
+		{NoMasqueradeAddress, "no-masquerade-address", "the way out has no address of this family to masquerade with"},
+		{TtlExceeded, "ttl-exceeded", "time to live used up where nobody could be told"},
+		{UnrelatedIcmp, "unrelated-icmp", "ICMP error about a packet the receiver never sent"},
 	}
 }

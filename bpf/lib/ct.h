@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Connections: one entry each, kept exactly when one end is a pod of this node.
+ *
+ *   (none) --first packet--> begun --packet from the other end--> CT_REPLIED
+ *   TCP: FIN from both ends or RST --> closed; a SYN on a closed or idle entry begins it anew.
+ *
+ * Entries leave by LRU; an idle one counts as gone from the timeouts below.
+ */
+#pragma once
+
+#define CT_IDLE_CLOSED 1 /* s: how long the port of a closed connection is left alone when there are others */
+#define CT_IDLE_BEGUN 120
+#define CT_IDLE_TCP 86400
+#define CT_IDLE_OTHER 180
+
+static __always_inline __u64 ct_now(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+static __always_inline __u32 ct_seconds(void)
+{
+	return ct_now() / 1000000000ULL;
+}
+
+/* Fills the key and gives the direction of the packet: 0 if its source is the low end, else 1. */
+static __always_inline __u32 ct_key_make(struct ct_key *k, const struct addr *src, const struct addr *dst, __be16 sport,
+					 __be16 dport, __u8 proto)
+{
+	bool high = addr_less(dst, src); /* equal addresses never leave a pod, so ports need not be compared */
+
+	k->lo = high ? *dst : *src;
+	k->hi = high ? *src : *dst;
+	k->lo_port = high ? dport : sport;
+	k->hi_port = high ? sport : dport;
+	k->proto = proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+	return high;
+}
+
+static __always_inline __u32 ct_key_from(struct ct_key *k, const struct packet *p)
+{
+	return ct_key_make(k, &p->src, &p->dst, p->sport, p->dport, p->proto);
+}
+
+static __always_inline bool ct_closed(__u32 flags)
+{
+	return flags & CT_RST || (flags & (CT_FIN_LO | CT_FIN_HI)) == (CT_FIN_LO | CT_FIN_HI);
+}
+
+static __always_inline __u32 ct_idle_limit(__u32 flags, __u8 proto)
+{
+	if (!(flags & CT_REPLIED))
+		return CT_IDLE_BEGUN;
+	if (proto == IPPROTO_TCP)
+		return ct_closed(flags) ? CT_IDLE_CLOSED : CT_IDLE_TCP;
+	return CT_IDLE_OTHER;
+}
+
+/* Enters a connection begun by the given end; NULL if that is impossible. */
+static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginner)
+{
+	struct ct_entry fresh = {
+		.began = ct_now(),
+		.flags = beginner ? CT_HI_BEGAN : 0,
+	};
+
+	fresh.last_seen = fresh.began / 1000000000ULL;
+	/* Two CPUs may see first packets: whoever is second uses the first one's entry. */
+	bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&strait_ct, k);
+}
+
+/* A SYN on a finished connection: the entry becomes a new one's. Its NAT stays if the same end begins. */
+static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
+{
+	__u32 keep = dir == !!(ct->flags & CT_HI_BEGAN) ? ct->flags & CT_NAT : 0;
+
+	ct->began = ct_now();
+	ct->packets[0] = ct->packets[1] = 0;
+	ct->bytes[0] = ct->bytes[1] = 0;
+	ct->policy_rev[0] = ct->policy_rev[1] = 0;
+	ct->backend = ct->backend_gen = 0;
+	ct->flags = keep | (dir ? CT_HI_BEGAN : 0);
+}
+
+/* Counts a packet. Flags and last_seen are written only when they change: the line is shared by both directions' CPUs. */
+static __always_inline void ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
+{
+	__u32 now = ct_seconds(), flags = ct->flags, set = 0;
+
+	if (packet_begins_tcp(p) && (ct_closed(flags) || now - ct->last_seen > ct_idle_limit(flags, p->proto))) {
+		ct_restart(ct, dir);
+		flags = ct->flags;
+	}
+	if (dir != !!(flags & CT_HI_BEGAN))
+		set |= CT_REPLIED;
+	if (p->tcp_flags & TCP_FIN)
+		set |= dir ? CT_FIN_HI : CT_FIN_LO;
+	if (p->tcp_flags & TCP_RST)
+		set |= CT_RST;
+	if (set & ~flags)
+		__sync_fetch_and_or((__u32 *)&ct->flags, set);
+	if (ct->last_seen != now)
+		ct->last_seen = now;
+	dir &= 1;
+	__sync_fetch_and_add(&ct->packets[dir], 1);
+	__sync_fetch_and_add(&ct->bytes[dir], p->end - L3_OFF);
+}
+
+/* Finds or begins the connection and counts the packet. ICMP errors belong to the connection they speak about and have none. */
+static __always_inline bool ct_track(const struct packet *p)
+{
+	struct ct_key key;
+	struct ct_entry *ct;
+	__u32 dir;
+
+	if (p->flags & PACKET_ERROR)
+		return true;
+	dir = ct_key_from(&key, p);
+	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	if (!ct)
+		ct = ct_begin(&key, dir);
+	if (!ct)
+		return false;
+	ct_update(ct, p, dir);
+	return true;
+}

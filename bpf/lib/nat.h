@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Masquerade: the pod's address and port become the node's. Ports are counted per destination, so each has the whole range. */
+#pragma once
+
+#define NAT_TRIES 32
+#define NAT_STRIDE 7919 /* prime: tries spread over the range instead of filling it in clusters */
+
+static __always_inline bool nat_changes_port(__u8 proto)
+{
+	return packet_has_ports(proto) || packet_is_icmp(proto);
+}
+
+static __always_inline bool nat_in_range(__be16 port)
+{
+	__u16 p = bpf_ntohs(port);
+
+	return p >= cfg_masq_port_min && p <= cfg_masq_port_max;
+}
+
+static __always_inline __u32 nat_hash(const struct packet *p)
+{
+	__u64 h = (__u64)p->src.w[3] << 32 | p->dst.w[3];
+
+	h ^= ((__u64)p->src.w[2] << 32 | p->dst.w[2]) ^ ((__u64)p->sport << 16 | p->dport);
+	h *= 0x9e3779b97f4a7c15ULL;
+	return h >> 32;
+}
+
+/* A socket of the node that would get the replies. */
+static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct nat_key *k)
+{
+	struct bpf_sock_tuple t = {};
+	struct bpf_sock *sk;
+	__u32 size = sizeof(t.ipv4);
+
+	if (addr_is4(&k->node)) {
+		t.ipv4.saddr = k->remote.w[3];
+		t.ipv4.daddr = k->node.w[3];
+		t.ipv4.sport = k->remote_port;
+		t.ipv4.dport = k->node_port;
+	} else {
+		size = sizeof(t.ipv6);
+		__builtin_memcpy(t.ipv6.saddr, k->remote.w, 16);
+		__builtin_memcpy(t.ipv6.daddr, k->node.w, 16);
+		t.ipv6.sport = k->remote_port;
+		t.ipv6.dport = k->node_port;
+	}
+	if (k->proto == IPPROTO_TCP)
+		sk = bpf_skc_lookup_tcp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else if (k->proto == IPPROTO_UDP)
+		sk = bpf_sk_lookup_udp(skb, &t, size, BPF_F_CURRENT_NETNS, 0);
+	else
+		return false;
+	if (!sk)
+		return false;
+	bpf_sk_release(sk);
+	return true;
+}
+
+enum nat_holder {
+	NAT_GONE,   /* nobody uses the mapping any more */
+	NAT_CLOSED, /* its connection has just ended: taken when nothing better is found */
+	NAT_LIVE,
+};
+
+static __always_inline enum nat_holder nat_holder(const struct nat_key *k, const struct nat_entry *e)
+{
+	__be16 port = packet_is_icmp(k->proto) ? e->pod_port : k->remote_port;
+	struct ct_key key;
+	struct ct_entry *ct;
+	__u32 flags;
+
+	ct_key_make(&key, &e->pod, &k->remote, e->pod_port, port, k->proto);
+	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	if (!ct)
+		return NAT_GONE;
+	flags = ct->flags;
+	if (!(flags & CT_NAT) || ct->nat_port != k->node_port || !addr_equal(&ct->nat_addr, &k->node))
+		return NAT_GONE;
+	if (ct_seconds() - ct->last_seen > ct_idle_limit(flags, k->proto))
+		return NAT_GONE;
+	return k->proto == IPPROTO_TCP && ct_closed(flags) ? NAT_CLOSED : NAT_LIVE;
+}
+
+/* Enters the mapping for the packet's sender unless somebody lives there. 0: it is ours. */
+__noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct nat_key *k, int closed_too)
+{
+	struct nat_entry *e, ours = {};
+	enum nat_holder holder;
+
+	if (!p || !k)
+		return -1;
+	e = bpf_map_lookup_elem(&strait_nat, k);
+	if (e) {
+		if (addr_equal(&e->pod, &p->src) && e->pod_port == p->sport)
+			return 0;
+		holder = nat_holder(k, e);
+		if (holder == NAT_LIVE || (holder == NAT_CLOSED && !closed_too))
+			return -1;
+	}
+	if (nat_socket_uses(skb, k))
+		return -1;
+	/* Of several CPUs only one deletes the old mapping, and only one enters the new one. */
+	if (e && bpf_map_delete_elem(&strait_nat, k))
+		return -1;
+	ours.pod = p->src;
+	ours.pod_port = p->sport;
+	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;
+}
+
+static __always_inline void nat_key_from(struct nat_key *k, const struct packet *p, const struct addr *node)
+{
+	k->remote = p->dst;
+	k->node = *node;
+	k->remote_port = packet_is_icmp(p->proto) ? 0 : p->dport;
+	k->node_port = p->sport;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+}
+
+/* Finds a port for a new connection from p->src; k gets it. 0, or -1 when all tries met others. */
+static __always_inline int nat_allocate(struct __sk_buff *skb, const struct packet *p, struct nat_key *k)
+{
+	__u32 range = (__u32)cfg_masq_port_max - cfg_masq_port_min + 1;
+	__u32 first = nat_hash(p);
+
+	if (!nat_changes_port(p->proto))
+		return nat_claim(skb, p, k, true);
+	if (!range)
+		return -1;
+	for (__u32 i = 0; i < 2 * NAT_TRIES; i++) {
+		__u32 at = (first + i % NAT_TRIES * NAT_STRIDE) % range;
+
+		k->node_port = bpf_htons(cfg_masq_port_min + at);
+		if (!nat_claim(skb, p, k, i >= NAT_TRIES))
+			return 0;
+	}
+	return -1;
+}
+
+/* The pod behind a packet that came to an address of the node; NULL: nobody's. */
+static __always_inline struct nat_entry *nat_reverse(const struct packet *p)
+{
+	struct nat_key key = {
+		.remote = p->src,
+		.node = p->dst,
+		.remote_port = packet_is_icmp(p->proto) ? 0 : p->sport,
+		.node_port = p->dport,
+		.proto = p->proto,
+	};
+
+	/* Who begins a connection from outside means the node. */
+	if (packet_begins_tcp(p))
+		return NULL;
+	if (packet_is_icmp(p->proto) && !(p->flags & (PACKET_ECHO_REPLY | PACKET_LATER)))
+		return NULL;
+	if (nat_changes_port(p->proto) && !nat_in_range(p->dport))
+		return NULL;
+	return bpf_map_lookup_elem(&strait_nat, &key);
+}
+
+/* Tracks a pod's packet to the outside; *to becomes what it is to look like. 0, or why it cannot go. to->addr is the node's. */
+__noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
+{
+	struct ct_entry *ct;
+	struct nat_key nk;
+	struct ct_key key;
+	__u32 dir, seen;
+
+	if (!p || !to)
+		return REASON_CT_INSERT;
+	dir = ct_key_from(&key, p);
+	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	if (!ct)
+		ct = ct_begin(&key, dir);
+	if (!ct)
+		return REASON_CT_INSERT;
+	seen = ct->last_seen;
+	ct_update(ct, p, dir);
+	nat_key_from(&nk, p, &to->addr);
+	if (ct->flags & CT_NAT && addr_equal(&ct->nat_addr, &to->addr)) {
+		nk.node_port = to->port = ct->nat_port;
+		/* Once a second the mapping is looked at, lest it grow old in the LRU while only we send. */
+		if (seen == ct->last_seen || !nat_claim(skb, p, &nk, true))
+			return 0;
+		nk.node_port = p->sport;
+	}
+	if (nat_allocate(skb, p, &nk))
+		return REASON_NO_MASQUERADE_PORT;
+	to->port = nk.node_port;
+	ct->nat_addr = to->addr;
+	ct->nat_port = nk.node_port;
+	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+	return 0;
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Putting another address and port into a packet, checksums kept right by difference (RFC 1624). */
+#pragma once
+
+enum rewrite_end {
+	REWRITE_SRC,
+	REWRITE_DST,
+};
+
+struct rewrite {
+	struct addr addr;
+	__be16 port;
+	__u8 end; /* enum rewrite_end */
+	__u8 pad;
+};
+
+/* Offset of the checksum in an L4 header, -1: none that covers what is rewritten. */
+static __always_inline int rewrite_sum_off(__u8 proto)
+{
+	switch (proto) {
+	case IPPROTO_TCP:
+		return offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return offsetof(struct udphdr, check);
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		return 2;
+	}
+	return -1;
+}
+
+/* Offset of the port of an end in an L4 header, -1: not to be changed. SCTP keeps its ports: its CRC covers them. */
+static __always_inline int rewrite_port_off(__u8 proto, __u8 end)
+{
+	if (packet_has_ports(proto))
+		return end == REWRITE_SRC ? 0 : 2;
+	return packet_is_icmp(proto) ? 4 : -1;
+}
+
+/* The address in the IP header at l3_off, with IPv4's header checksum. */
+static __always_inline int rewrite_l3(struct __sk_buff *skb, __u32 l3_off, bool v6, const struct addr *old,
+				      const struct rewrite *to)
+{
+	__u32 at;
+
+	if (v6) {
+		at = l3_off + (to->end == REWRITE_SRC ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
+		/* RECOMPUTE: what the pseudo header correction takes from a CHECKSUM_COMPLETE sum is put there. */
+		return bpf_skb_store_bytes(skb, at, &to->addr, 16, BPF_F_RECOMPUTE_CSUM);
+	}
+	at = l3_off + (to->end == REWRITE_SRC ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
+	return bpf_l3_csum_replace(skb, l3_off + offsetof(struct iphdr, check), old->w[3], to->addr.w[3], 4) ||
+	       bpf_skb_store_bytes(skb, at, &to->addr.w[3], 4, 0);
+}
+
+/* Replaces one end of the packet; 0 or an error that leaves it unusable. p keeps the old values. */
+__noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, const struct rewrite *to)
+{
+	struct addr from;
+	__be16 old_port;
+	int sum, port;
+	__u64 flags;
+	__s64 diff;
+
+	if (!p || !to)
+		return -1;
+	from = to->end == REWRITE_SRC ? p->src : p->dst;
+	old_port = to->end == REWRITE_SRC ? p->sport : p->dport;
+	sum = rewrite_sum_off(p->proto);
+	port = rewrite_port_off(p->proto, to->end);
+	flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	if (!(p->flags & PACKET_LATER) && sum >= 0) {
+		diff = bpf_csum_diff(from.w, 16, (__be32 *)to->addr.w, 16, 0);
+		if (p->proto != IPPROTO_ICMP &&
+		    bpf_l4_csum_replace(skb, p->l4_off + sum, 0, diff, flags | BPF_F_PSEUDO_HDR))
+			return -1;
+		if (port >= 0 && to->port != old_port &&
+		    (bpf_l4_csum_replace(skb, p->l4_off + sum, old_port, to->port, flags | 2) ||
+		     bpf_skb_store_bytes(skb, p->l4_off + port, &to->port, 2, 0)))
+			return -1;
+	}
+	return rewrite_l3(skb, L3_OFF, p->flags & PACKET_V6, &from, to) ? -1 : 0;
+}
+
+/* Changes 2, 4 or 16 bytes inside an ICMP message and corrects its checksum. */
+static __always_inline int rewrite_inside(struct __sk_buff *skb, const struct packet *p, __u32 off, const void *old,
+					  const void *new, __u32 len)
+{
+	__be32 a[4] = {}, b[4] = {};
+
+	__builtin_memcpy(a, old, len);
+	__builtin_memcpy(b, new, len);
+	return bpf_l4_csum_replace(skb, p->l4_off + 2, 0, bpf_csum_diff(a, 16, b, 16, 0), 0) ||
+	       bpf_skb_store_bytes(skb, off, new, len, 0);
+}
+
+/* A checksum inside an ICMP message: corrected by diff. Missing (cut off) or absent (UDP 0) is all right. */
+static __always_inline int rewrite_inside_sum(struct __sk_buff *skb, const struct packet *p, __u32 off, __u32 diff,
+					      bool zero_is_none)
+{
+	__u16 old, new;
+	__u32 sum;
+
+	if (off > L4_OFF_MAX + 20 || off + 2 > p->end || bpf_skb_load_bytes(skb, off, &old, 2))
+		return 0;
+	if (zero_is_none && !old)
+		return 0;
+	sum = (__u16)~old + (diff & 0xffff) + (diff >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	new = ~sum;
+	return rewrite_inside(skb, p, off, &old, &new, 2);
+}
+
+/* Replaces the given end of the packet an ICMP error speaks about. */
+__noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, const struct packet *in,
+			     const struct rewrite *to)
+{
+	__be32 ports_old[1], ports_new[1];
+	__s64 addr_diff, diff;
+	__be16 old_port;
+	struct addr old;
+	int sum, port;
+	__u32 l3;
+	bool src;
+
+	if (!p || !in || !to)
+		return -1;
+	l3 = p->l4_off + 8;
+	if (l3 > L4_OFF_MAX || in->l4_off > L4_OFF_MAX)
+		return -1;
+	src = to->end == REWRITE_SRC;
+	old = src ? in->src : in->dst;
+	old_port = src ? in->sport : in->dport;
+	sum = rewrite_sum_off(in->proto);
+	port = rewrite_port_off(in->proto, to->end);
+	addr_diff = bpf_csum_diff(old.w, 16, (__be32 *)to->addr.w, 16, 0);
+	diff = in->proto == IPPROTO_ICMP ? 0 : addr_diff;
+	if (in->flags & PACKET_V6) {
+		if (rewrite_inside(skb, p, l3 + (src ? 8 : 24), old.w, to->addr.w, 16))
+			return -1;
+	} else if (rewrite_inside(skb, p, l3 + (src ? 12 : 16), &old.w[3], &to->addr.w[3], 4) ||
+		   rewrite_inside_sum(skb, p, l3 + 10, addr_diff, false)) {
+		return -1;
+	}
+	if (port < 0 || sum < 0)
+		return 0;
+	ports_old[0] = old_port;
+	ports_new[0] = to->port;
+	diff = bpf_csum_diff(ports_old, 4, ports_new, 4, diff);
+	if (rewrite_inside_sum(skb, p, in->l4_off + sum, diff, in->proto == IPPROTO_UDP))
+		return -1;
+	return rewrite_inside(skb, p, in->l4_off + port, &old_port, &to->port, 2) ? -1 : 0;
+}

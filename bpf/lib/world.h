@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* The outside: what leaves the cluster and what comes back. */
+#pragma once
+
+/* Gives the packet the node's address; 0 or why it cannot have it. */
+static __always_inline int world_masquerade(struct __sk_buff *skb, const struct packet *p, const struct device *dev)
+{
+	struct rewrite to = {
+		.addr = p->flags & PACKET_V6 ? dev->addr6 : dev->addr4,
+		.end = REWRITE_SRC,
+	};
+	int why;
+
+	if (addr_is_zero(&to.addr))
+		return REASON_NO_MASQUERADE_ADDRESS;
+	if (p->flags & PACKET_ERROR)
+		return error_masquerade(skb, p);
+	why = nat_connection(skb, p, &to);
+	if (why)
+		return why;
+	return rewrite_packet(skb, p, &to) ? REASON_REWRITE : 0;
+}
+
+/* From a pod to an address outside the cluster. */
+static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p, __u32 remote_flags)
+{
+	struct device *dev;
+	struct addr hop = {};
+	__u32 ifindex = 0;
+	int why;
+
+	if (isolated(remote_flags))
+		return drop(skb, REASON_ISOLATED);
+	if (!fib_lookup(skb, p, &hop, &ifindex))
+		return to_stack(skb);
+	dev = bpf_map_lookup_elem(&strait_device, &ifindex);
+	if (!dev)
+		return to_stack(skb);
+	if (packet_exceeds(skb, p, dev->mtu)) {
+		/* The stack may tell the pod; but it would fragment without masquerading. */
+		if (p->flags & PACKET_DF || cfg_network == NETWORK_FLAT)
+			return to_stack(skb);
+		return drop(skb, REASON_TOO_BIG);
+	}
+	if (cfg_network == NETWORK_FLAT) {
+		if (!ct_track(p))
+			return drop(skb, REASON_CT_INSERT);
+		return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD);
+	}
+	why = world_masquerade(skb, p, dev);
+	if (why)
+		return drop(skb, why);
+	return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD_MASQUERADED);
+}
+
+/* The pod's own view of a reply: its connection is found, or remembered again from the mapping. */
+static __always_inline bool world_track(const struct packet *p, const struct rewrite *to)
+{
+	struct packet seen = *p;
+	struct ct_key key;
+	struct ct_entry *ct;
+	__u32 dir;
+
+	seen.dst = to->addr;
+	seen.dport = to->port;
+	if (packet_is_icmp(p->proto))
+		seen.sport = to->port;
+	dir = ct_key_from(&key, &seen);
+	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	if (!ct) {
+		ct = ct_begin(&key, !dir);
+		if (!ct)
+			return false;
+		ct->nat_addr = p->dst;
+		ct->nat_port = p->dport;
+		__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+	}
+	if (!(ct->flags & CT_NAT) || ct->nat_port != p->dport)
+		return false; /* the pod's connection has another port by now */
+	ct_update(ct, &seen, dir);
+	return true;
+}
+
+/* A packet to an address of the node: a reply to a masqueraded connection, or the node's own. */
+static __noinline int world_return(struct __sk_buff *skb, struct packet *p)
+{
+	struct rewrite to = { .end = REWRITE_DST };
+	struct nat_entry *e;
+	struct endpoint *ep;
+
+	if (p->flags & PACKET_LATER && !frag_ports(p))
+		return to_stack(skb);
+	e = nat_reverse(p);
+	if (!e)
+		return to_stack(skb);
+	to.addr = e->pod;
+	to.port = e->pod_port;
+	ep = endpoint_lookup(&to.addr);
+	if (!ep || !world_track(p, &to))
+		return to_stack(skb);
+	if (!frag_resolve(p) || p->ttl <= 1)
+		return drop(skb, REASON_TTL_EXCEEDED);
+	if (rewrite_packet(skb, p, &to))
+		return drop(skb, REASON_REWRITE);
+	return deliver_pod(skb, p, ep);
+}
+
+/* An ICMP error to an address of the node: about a masqueraded packet, or the node's own. */
+static __noinline int world_error(struct __sk_buff *skb, const struct packet *p)
+{
+	struct addr pod = {};
+	struct endpoint *ep;
+	int why = error_unmasquerade(skb, p, &pod);
+
+	if (why < 0)
+		return to_stack(skb);
+	if (why)
+		return drop(skb, why);
+	ep = endpoint_lookup(&pod);
+	return ep ? deliver_pod(skb, p, ep) : drop(skb, REASON_NO_ENDPOINT);
+}
