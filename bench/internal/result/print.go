@@ -3,8 +3,11 @@ package result
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
+
+	"github.com/strait-net/strait/bench/internal/stat"
 )
 
 func (row Row) value() string {
@@ -113,6 +116,7 @@ func (r *Run) Markdown(file string) string {
 	for _, p := range r.Paths {
 		row([]string{p.Name, p.About, p.Proven})
 	}
+	f("%s", r.absolutes())
 	if len(r.Programs) > 0 {
 		f("\n## Cost of the programs\n\nNanoseconds per run and runs per operation of both directions, from the kernel's statistics in a pass of its own.\n\n")
 		f("| path | test | programs |\n|---|---|---|\n")
@@ -131,6 +135,42 @@ func (r *Run) Markdown(file string) string {
 		}
 	}
 	return b.String()
+}
+
+// absolutes is a table of median rates: they do not travel between machines, but they show what the ratios are made of.
+func (r *Run) absolutes() string {
+	if len(r.Series) == 0 {
+		return ""
+	}
+	var tests, paths []string
+	rates := map[string]string{}
+	for _, s := range r.Series {
+		if !slices.Contains(tests, s.Test) {
+			tests = append(tests, s.Test)
+		}
+		if !slices.Contains(paths, s.Path) {
+			paths = append(paths, s.Path)
+		}
+		rates[s.Path+" "+s.Test] = rate(s.Test, stat.Median(s.Rate))
+	}
+	var b strings.Builder
+	b.WriteString("\n## Median rates on this machine\n\nStream in Gbit/s, all others in thousands per second.\n\n")
+	fmt.Fprintf(&b, "| path | %s |\n|---|%s\n", strings.Join(tests, " | "), strings.Repeat("---|", len(tests)))
+	for _, p := range paths {
+		cells := []string{p}
+		for _, t := range tests {
+			cells = append(cells, rates[p+" "+t])
+		}
+		fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | "))
+	}
+	return b.String()
+}
+
+func rate(test string, perSecond float64) string {
+	if strings.HasPrefix(test, "stream/") {
+		return fmt.Sprintf("%.1f", perSecond*8/1e9)
+	}
+	return fmt.Sprintf("%.1f", perSecond/1e3)
 }
 
 // Drift is a row of two runs side by side.

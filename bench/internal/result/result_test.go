@@ -109,7 +109,7 @@ func TestSaveLoadAndPage(t *testing.T) {
 		t.Errorf("series came back as %+v", back.Series)
 	}
 	page := r.Markdown("x.json")
-	for _, want := range []string{"| 1 | TCP request/response, IPv4 | strait | veth |", "| >= 0.9 | met |", "[x.json](x.json)"} {
+	for _, want := range []string{"| 1 | TCP request/response, IPv4 | strait | veth |", "| >= 0.9 | met |", "[x.json](x.json)", "| path | rr/4 | crr/4 |", "| strait | 0.1 | 0.0 |"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("page lacks %q:\n%s", want, page)
 		}
