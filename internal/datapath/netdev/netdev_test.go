@@ -215,6 +215,14 @@ func TestPodLifeAndChecks(t *testing.T) {
 			"address of eth0 is missing, want 10.244.0.99/32",
 		)
 
+		for _, mtu := range []int{9000, 1300} {
+			p.MTU = mtu
+			if err := n.SetPodMTU(p); err != nil {
+				t.Fatal(err)
+			}
+			check(t, n, p)
+		}
+
 		// The same attachment again, as after a crash in the middle of ADD.
 		if _, err := n.AddPod(p); err != nil {
 			t.Fatalf("add over a leftover: %v", err)

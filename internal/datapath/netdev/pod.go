@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -135,6 +136,40 @@ func (n *Net) addPodAddress(p Pod, index int, a netip.Addr) error {
 		err = n.h.AddrAdd(nil, entry)
 	}
 	return err
+}
+
+// SetPodMTU gives both ends of an attachment p.MTU. The pod's end goes first when packets get smaller and last when they may
+// grow, so that the node's end never refuses what the pod was allowed to send.
+func (n *Net) SetPodMTU(p Pod) error {
+	ns, err := OpenAt(p.NetNS)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	host, err := n.link(p.Device)
+	if err != nil {
+		return err
+	}
+	pod, err := ns.link(p.IfName)
+	if err != nil {
+		return fmt.Errorf("in %s: %w", p.NetNS, err)
+	}
+	steps := []struct {
+		in   *Net
+		link netlink.Link
+	}{{n, host}, {ns, pod}}
+	if p.MTU < host.Attrs().MTU {
+		slices.Reverse(steps)
+	}
+	for _, s := range steps {
+		if s.link.Attrs().MTU == p.MTU {
+			continue
+		}
+		if err := s.in.h.LinkSetMTU(s.link, p.MTU); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", s.link.Attrs().Name, p.MTU, err)
+		}
+	}
+	return nil
 }
 
 func (n *Net) setUpNodeEnd(p Pod, index int) error {
