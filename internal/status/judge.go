@@ -76,11 +76,7 @@ func (j *judge) warning(subject, text, action string) {
 
 func (j *judge) kubernetes(k localapi.Kubernetes) (synced bool) {
 	if !k.Connected {
-		why := k.Error
-		if why == "" {
-			why = "no connection yet"
-		}
-		j.error("Kubernetes", why,
+		j.error("Kubernetes", "not connected: "+orElse(k.Error, "no answer yet"),
 			"pods keep running with what is in the kernel, changes wait; check that "+orElse(k.Server, "the API server")+" answers from this node")
 	}
 	var waiting []string

@@ -43,7 +43,7 @@ func TestJudge(t *testing.T) {
 		{name: "nothing", change: func(*localapi.Status) {}, endpoints: []localapi.Endpoint{ready}, state: localapi.OK},
 		{name: "api server gone", change: func(s *localapi.Status) {
 			s.Kubernetes.Connected, s.Kubernetes.Error = false, "connection refused"
-		}, state: localapi.Degraded, want: []string{"error Kubernetes: connection refused"}},
+		}, state: localapi.Degraded, want: []string{"error Kubernetes: not connected: connection refused"}},
 		{name: "starting", change: func(s *localapi.Status) {
 			s.Kubernetes.Tables[0].Synced = false
 			s.CNI.Ready = false
