@@ -57,36 +57,33 @@ static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct 
 	return true;
 }
 
-enum nat_holder {
-	NAT_GONE,   /* nobody uses the mapping any more */
-	NAT_CLOSED, /* its connection has just ended: taken when nothing better is found */
-	NAT_LIVE,
-};
-
-static __always_inline enum nat_holder nat_holder(const struct nat_key *k, const struct nat_entry *e)
+/* The connection that uses a mapping; NULL: it is a leftover. */
+static __always_inline struct ct_entry *nat_user(const struct nat_key *k, const struct nat_entry *e)
 {
 	__be16 port = packet_is_icmp(k->proto) ? e->pod_port : k->remote_port;
 	struct ct_key key;
 	struct ct_entry *ct;
-	__u32 flags;
 
 	ct_key_make(&key, &e->pod, &k->remote, e->pod_port, port, k->proto);
 	ct = bpf_map_lookup_elem(&strait_ct, &key);
-	if (!ct)
-		return NAT_GONE;
-	flags = ct->flags;
-	if (!(flags & CT_NAT) || ct->nat_port != k->node_port || !addr_equal(&ct->nat_addr, &k->node))
-		return NAT_GONE;
-	if (ct_seconds() - ct->last_seen > ct_idle_limit(flags, k->proto))
-		return NAT_GONE;
-	return k->proto == IPPROTO_TCP && ct_closed(flags) ? NAT_CLOSED : NAT_LIVE;
+	if (!ct || !(ct->flags & CT_NAT) || ct->nat_port != k->node_port || !addr_equal(&ct->nat_addr, &k->node))
+		return NULL;
+	return ct;
+}
+
+/* Whether the connection has ended, so that its port may be given away. Of those just closed only if nothing better is found. */
+static __always_inline bool nat_over(const struct ct_entry *ct, __u8 proto, bool closed_too)
+{
+	if (closed_too && proto == IPPROTO_TCP && ct_closed(ct->flags))
+		return true;
+	return ct_seconds() - ct->last_seen > ct_idle_limit(ct->flags, proto);
 }
 
 /* Enters the mapping for the packet's sender unless somebody lives there. 0: it is ours. */
 __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct nat_key *k, int closed_too)
 {
+	struct ct_entry *user = NULL;
 	struct nat_entry *e, ours = {};
-	enum nat_holder holder;
 
 	if (!p || !k)
 		return -1;
@@ -94,8 +91,8 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 	if (e) {
 		if (addr_equal(&e->pod, &p->src) && e->pod_port == p->sport)
 			return 0;
-		holder = nat_holder(k, e);
-		if (holder == NAT_LIVE || (holder == NAT_CLOSED && !closed_too))
+		user = nat_user(k, e);
+		if (user && !nat_over(user, k->proto, closed_too))
 			return -1;
 	}
 	if (nat_socket_uses(skb, k))
@@ -103,6 +100,8 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 	/* Of several CPUs only one deletes the old mapping, and only one enters the new one. */
 	if (e && bpf_map_delete_elem(&strait_nat, k))
 		return -1;
+	if (user)
+		__sync_fetch_and_and((__u32 *)&user->flags, ~CT_NAT); /* should it wake up, it gets another port */
 	ours.pod = p->src;
 	ours.pod_port = p->sport;
 	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;

@@ -86,6 +86,11 @@ type rig struct {
 
 func newRig(t testing.TB, network Network) *rig {
 	t.Helper()
+	return newRigWith(t, network, func(*ebpf.CollectionSpec, *rig) {})
+}
+
+func newRigWith(t testing.TB, network Network, change func(*ebpf.CollectionSpec, *rig)) *rig {
+	t.Helper()
 	needRoot(t)
 	r := &rig{t: t, was: map[verdict.Reason]uint64{}}
 	r.devices()
@@ -95,6 +100,7 @@ func newRig(t testing.TB, network Network) *rig {
 	r.set(spec, DatapathVarCfgVxlanIfindex, uint32(vxIfindex))
 	r.set(spec, DatapathVarCfgMasqPortMin, uint16(portMin))
 	r.set(spec, DatapathVarCfgMasqPortMax, uint16(portMax))
+	change(spec, r)
 	if err := spec.LoadAndAssign(&r.objs, nil); err != nil {
 		t.Fatal(err)
 	}
