@@ -215,9 +215,7 @@ func (r *rig) populate(f family) {
 type context struct {
 	_       [40]byte
 	Ifindex uint32
-	_       [36]byte
-	DataEnd uint32 // in: length of the linear part, 0: all
-	_       [92]byte
+	_       [132]byte
 	GsoSize uint32
 	_       [12]byte
 }
@@ -228,7 +226,6 @@ type step struct {
 	prog   *ebpf.Program
 	in     []byte
 	gso    uint32
-	linear uint32
 	act    uint32
 	reason verdict.Reason
 	out    []byte // nil: as it came in
@@ -246,7 +243,7 @@ func (r *rig) ifindex(p *ebpf.Program) int {
 
 func (r *rig) run(s step) (uint32, []byte) {
 	r.t.Helper()
-	ctx := context{Ifindex: uint32(r.ifindex(s.prog)), GsoSize: s.gso, DataEnd: s.linear}
+	ctx := context{Ifindex: uint32(r.ifindex(s.prog)), GsoSize: s.gso}
 	opts := ebpf.RunOptions{Data: s.in, DataOut: make([]byte, len(s.in)+256), Context: ctx, ContextOut: make([]byte, 192)}
 	act, err := s.prog.Run(&opts)
 	if err != nil {
