@@ -29,7 +29,7 @@ func (k *Keeper) Add(ctx context.Context, a wire.Attachment) (state.Endpoint, er
 	}
 	defer unlock()
 	r := k.get(a.Key())
-	if r != nil && r.Phase == recordReady {
+	if r != nil && r.Phase == ready {
 		err = k.again(r, a)
 	} else {
 		err = k.addNew(ctx, r, a)
@@ -77,7 +77,7 @@ func (k *Keeper) addNew(ctx context.Context, left *record, a wire.Attachment) er
 		return err
 	}
 	r := &record{
-		Version: recordVersion, Phase: recordAdding, Network: a.Network,
+		Version: recordVersion, Phase: adding, Network: a.Network,
 		ContainerID: a.ContainerID, IfName: a.IfName, NetNS: a.NetNS,
 		Namespace: a.Namespace, Pod: a.Pod, PodUID: a.PodUID,
 		Device:    netdev.PodDevice(a.ContainerID, a.IfName),
@@ -90,9 +90,8 @@ func (k *Keeper) addNew(ctx context.Context, left *record, a wire.Attachment) er
 	r.MTU = k.mtu
 	k.records[r.key()] = r
 	k.mu.Unlock()
-	index, err := k.build(ctx, r)
+	err = k.build(ctx, r)
 	if err == nil {
-		k.publish(r.ready(), index, "")
 		return nil
 	}
 	if undo := k.remove(r); undo != nil {
@@ -101,38 +100,34 @@ func (k *Keeper) addNew(ctx context.Context, left *record, a wire.Attachment) er
 	return err
 }
 
-// ready returns the record as it is once everything is in the kernel.
-func (r *record) ready() *record {
-	done := *r
-	done.Phase = recordReady
-	return &done
-}
-
 // build takes the attachment from its record to the kernel. The record is written first: whatever it names may exist then.
-func (k *Keeper) build(ctx context.Context, r *record) (index int, err error) {
-	if err := k.store.write(r); err != nil {
-		return 0, err
+func (k *Keeper) build(ctx context.Context, r *record) error {
+	if err := k.store.begin(r); err != nil {
+		return err
 	}
 	k.publish(r, 0, "")
-	if index, err = k.cfg.Links.AddPod(k.pod(r)); err != nil {
+	index, err := k.cfg.Links.AddPod(k.pod(r))
+	if err != nil {
 		if errors.Is(err, os.ErrNotExist) && k.checkNetNS(r.NetNS) != nil {
 			err = wire.WithCode(types.ErrInvalidNetNS, err)
 		}
-		return 0, err
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return err
 	}
 	// The addresses come last: no packet is handed to an interface whose programs do not judge it yet.
 	if err := k.program(r, index); err != nil {
-		return 0, err
+		return err
 	}
-	done := r.ready()
-	if err := k.store.write(done); err != nil {
-		return 0, err
+	done, err := k.store.commit(r)
+	if err != nil {
+		return err
 	}
 	k.put(done)
-	return index, nil
+	k.publish(done, index, "")
+	k.cfg.Log.Info("pod attached", "pod", r.Namespace+"/"+r.Pod, "attachment", r.key(), "device", r.Device, "addresses", r.Addresses)
+	return nil
 }
 
 // program attaches the programs and writes the tables; it is idempotent.
@@ -194,6 +189,7 @@ func (k *Keeper) remove(r *record) error {
 	delete(k.records, r.key())
 	k.mu.Unlock()
 	k.cfg.Table.Delete(r.key())
+	k.cfg.Log.Info("pod detached", "pod", r.Namespace+"/"+r.Pod, "attachment", r.key(), "device", r.Device, "addresses", r.Addresses)
 	return nil
 }
 
@@ -233,6 +229,7 @@ func (k *Keeper) removeOrphan(device string) error {
 	k.mu.Unlock()
 	k.cfg.Table.Delete(o.about.Key())
 	state.Clear(k.cfg.Problems, problemSource, orphanSubject(device))
+	state.Clear(k.cfg.Problems, problemSource, recordSubject(o.about.FileName()))
 	return nil
 }
 
@@ -273,7 +270,7 @@ func (k *Keeper) Check(ctx context.Context, a wire.Attachment, addresses []netip
 
 // inspect compares the attachment with the kernel: interface, programs, tables. What cannot be looked at is an error.
 func (k *Keeper) inspect(r *record) (found []string, err error) {
-	if r.Phase != recordReady {
+	if r.Phase != ready {
 		return []string{"it is not attached completely"}, nil
 	}
 	links, err := k.cfg.Links.CheckPod(k.pod(r))

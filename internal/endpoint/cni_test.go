@@ -170,11 +170,10 @@ func TestCNI1_Refusals(t *testing.T) {
 		cmd := exec.Command(filepath.Join(n.bin, wire.PluginType))
 		cmd.Env = append([]string{"CNI_PATH=" + n.bin, "CNI_CONTAINERID=x", "CNI_IFNAME=eth0", "CNI_NETNS=" + n.sandbox("x").NetNS}, env...)
 		cmd.Stdin = strings.NewReader(stdin)
-		out, err := cmd.Output()
+		out, failed := cmd.Output()
 		e := new(types.Error)
-		if err == nil || json.Unmarshal(out, e) != nil {
-			t.Errorf("%v with %s: %s, %v; want a CNI error", env, stdin, out, err)
-			return nil
+		if err := json.Unmarshal(out, e); err != nil || failed == nil {
+			t.Errorf("%v with %s: %s, %v; want a CNI error", env, stdin, out, failed)
 		}
 		return e
 	}
@@ -197,9 +196,7 @@ func TestCNI1_Refusals(t *testing.T) {
 		{[]string{"CNI_COMMAND=CHECK"}, strings.Replace(good, `"type"`, `"prevResult":{"cniVersion":"1.1.0"},"type"`, 1), 3, "not attached"},
 		{[]string{"CNI_COMMAND=GC"}, good, 7, "cni.dev/valid-attachments"},
 	} {
-		if e := run(c.env, c.stdin); e != nil {
-			wantCode(t, e, c.code, c.text)
-		}
+		wantCode(t, run(c.env, c.stdin), c.code, c.text)
 	}
 	n.clean()
 

@@ -119,13 +119,22 @@ func (k *Keeper) SetPools(prefixes []netip.Prefix) error {
 	if err := k.cfg.Pools.SetPools(prefixes); err != nil {
 		return fmt.Errorf("set pod CIDRs of the node: %w", err)
 	}
+	k.reportForeign()
+	return nil
+}
+
+// reportForeign notes which pods have addresses outside the node's pod CIDRs.
+func (k *Keeper) reportForeign() {
 	foreign := k.cfg.Pools.Foreign()
 	if len(foreign) == 0 {
 		state.Clear(k.cfg.Problems, problemSource, foreignSubject)
-		return nil
+		return
 	}
-	k.problem(foreignSubject, fmt.Sprintf("%v are in use by pods but outside the node's pod CIDRs %v: restart these pods", foreign, prefixes))
-	return nil
+	var cidrs []netip.Prefix
+	for _, p := range k.cfg.Pools.Report(k.cfg.Now()) {
+		cidrs = append(cidrs, p.Prefix)
+	}
+	k.problem(foreignSubject, fmt.Sprintf("%v are in use by pods but outside the node's pod CIDRs %v: restart these pods", foreign, cidrs))
 }
 
 // problemSource is the owner of the keeper's rows in the table of problems.
@@ -196,7 +205,7 @@ func (k *Keeper) publish(r *record, index int, wrong string) {
 	switch {
 	case wrong != "":
 		row.Phase = state.EndpointDegraded
-	case r.Phase == recordAdding:
+	case r.Phase == adding:
 		row.Phase = state.EndpointAdding
 	}
 	k.cfg.Table.Write(func(tx *table.Txn[state.Endpoint]) {

@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -85,7 +86,7 @@ func TestAddRefuses(t *testing.T) {
 	}
 
 	own := attachment("own")
-	own.NetNS = "/proc/self/ns/net"
+	own.NetNS = "/proc/thread-self/ns/net"
 	_, err = l.k.Add(t.Context(), own)
 	wantCode(t, err, types.ErrInvalidNetNS, "node's own")
 	file := attachment("file")
@@ -378,6 +379,47 @@ func TestRestoreCorruptRecord(t *testing.T) {
 	}
 }
 
+func TestRestoreHalfWrittenRecord(t *testing.T) {
+	b := newBench(t)
+	l := b.start()
+	mustAdd(t, l, "a")
+	if err := os.WriteFile(filepath.Join(b.dir, "b-eth0.adding"), []byte(`{"version":1,"contai`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, ".tmp-a-eth0.json"), []byte(`{`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.consistent(b.start(), "a")
+}
+
+func TestRestoreSecondRecordOfAnAddress(t *testing.T) {
+	b := newBench(t)
+	l := b.start()
+	ep := mustAdd(t, l, "a")
+	second := *l.k.get("a/eth0")
+	second.ContainerID = "b"
+	second.Device = netdev.PodDevice("b", "eth0")
+	for _, p := range []phase{adding, ready} {
+		second.Phase = p
+		data, err := json.Marshal(second)
+		if err == nil {
+			err = os.WriteFile(l.k.store.path(&second), data, 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	l = b.start()
+	if o, _ := l.k.cfg.Pools.Owner(ep.Addresses[0]); o != "a/eth0" || len(b.kernel.entries) != 2 {
+		t.Errorf("owner %q, entries %v: want those of the first record untouched", o, b.kernel.entries)
+	}
+	if b.state.Problems.Snapshot().Len() == 0 {
+		t.Error("no problem is reported")
+	}
+	mustDel(t, l, "b")
+	b.consistent(l, "a")
+}
+
 func TestRestoreWithoutRecords(t *testing.T) {
 	b := newBench(t)
 	l := b.start()
@@ -424,21 +466,19 @@ func TestRestoreGoneSandbox(t *testing.T) {
 	if err := os.Remove(netns); err != nil {
 		t.Fatal(err)
 	}
-	l = b.start()
+	b.start()
 	if len(b.kernel.devices) != 2 {
 		t.Error("a sandbox whose path cannot be seen was removed")
 	}
 	// The interface gone with the namespace.
 	delete(b.kernel.devices, ep.Device)
-	l = b.start()
-	b.consistent(l, "a")
+	b.consistent(b.start(), "a")
 
 	// The interface gone without the namespace: made anew with the same addresses.
 	ep, _, _ = b.state.Endpoints.Snapshot().Get("a/eth0")
 	delete(b.kernel.devices, ep.Device)
 	delete(b.kernel.programs, ep.Device)
-	l = b.start()
-	b.consistent(l, "a")
+	b.consistent(b.start(), "a")
 	after, _, _ := b.state.Endpoints.Snapshot().Get("a/eth0")
 	if fmt.Sprint(after.Addresses, after.PodMAC) != fmt.Sprint(ep.Addresses, ep.PodMAC) || after.DeviceIndex == ep.DeviceIndex {
 		t.Errorf("interface made anew: %+v, before %+v", after, ep)

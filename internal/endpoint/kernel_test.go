@@ -363,7 +363,7 @@ func (b *bench) consistent(l *life, ids ...string) {
 	if have != inUse {
 		b.t.Errorf("%d addresses in use, want %d", have, inUse)
 	}
-	files, err := filepath.Glob(filepath.Join(b.dir, "*.json*"))
+	files, err := filepath.Glob(filepath.Join(b.dir, "*-eth0.*"))
 	if err != nil || len(files) != len(ids) {
 		b.t.Errorf("records are %v (%v), want %d", files, err, len(ids))
 	}

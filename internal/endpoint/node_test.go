@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 
 	"github.com/strait-net/strait/internal/cni/server"
 	"github.com/strait-net/strait/internal/cni/wire"
@@ -146,9 +147,8 @@ type node struct {
 	cni *libcni.CNIConfig
 	bin string // directory of the plugin
 
-	mu     sync.Mutex
-	netns  map[string]string // by container
-	lastNS int
+	mu    sync.Mutex
+	netns map[string]string // by container
 }
 
 var builtPlugin = sync.OnceValues(buildPlugin)
@@ -177,13 +177,14 @@ func newNode(t testing.TB, pools ...string) *node {
 	if pools == nil {
 		pools = []string{"10.11.0.0/24", "fd11::/64"}
 	}
+	run := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}} // libcni would make its own on first use, unlocked
 	n := &node{
 		layout: layout{
 			BPFRoot: nstest.BPFFS(t, 0), StateDir: filepath.Join(dir, "lib"), Socket: filepath.Join(dir, "run", "cni.sock"),
 			MTU: 1450, CoolDown: 30 * time.Second,
 		},
 		t: t, bin: bin, netns: map[string]string{},
-		cni: libcni.NewCNIConfigWithCacheDir([]string{bin}, filepath.Join(dir, "cache"), nil),
+		cni: libcni.NewCNIConfigWithCacheDir([]string{bin}, filepath.Join(dir, "cache"), run),
 	}
 	for _, p := range pools {
 		n.Pools = append(n.Pools, netip.MustParsePrefix(p))
@@ -332,7 +333,7 @@ func (n *node) clean(ids ...string) {
 			n.t.Errorf("pinned link %s is left over", p.Name())
 		}
 	}
-	records, err := filepath.Glob(filepath.Join(n.StateDir, "endpoints", "*.json*"))
+	records, err := filepath.Glob(filepath.Join(n.StateDir, "endpoints", "*-eth0.*"))
 	if err != nil || len(records) != len(ids) {
 		n.t.Errorf("records %v (%v), want %d", records, err, len(ids))
 	}

@@ -2,7 +2,6 @@ package endpoint
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,18 +20,18 @@ import (
 
 const recordVersion = 1
 
-// recordPhase is how far an attachment got: adding until everything is in the kernel, then ready.
-type recordPhase string
+// phase is how far an attachment got.
+type phase int
 
 const (
-	recordAdding recordPhase = "adding"
-	recordReady  recordPhase = "ready"
+	adding phase = iota // until everything is in the kernel
+	ready
 )
 
 // record is what the agent remembers of an attachment across a restart, one file each.
 type record struct {
 	Version     int          `json:"version"`
-	Phase       recordPhase  `json:"state"`
+	Phase       phase        `json:"-"` // in the file's name
 	Network     string       `json:"network"`
 	ContainerID string       `json:"containerID"`
 	IfName      string       `json:"ifName"`
@@ -72,8 +71,6 @@ func (r *record) check(file string) error {
 	switch a := r.attachment(); {
 	case r.Version != recordVersion:
 		return fmt.Errorf("version is %d, want %d", r.Version, recordVersion)
-	case r.Phase != recordAdding && r.Phase != recordReady:
-		return fmt.Errorf("state is %q, want %q or %q", r.Phase, recordAdding, recordReady)
 	case r.ContainerID == "" || r.IfName == "" || a.FileName() != file:
 		return fmt.Errorf("containerID %q and ifName %q do not belong to this file name", r.ContainerID, r.IfName)
 	case r.Device != netdev.PodDevice(r.ContainerID, r.IfName):
@@ -97,17 +94,21 @@ func (r *record) check(file string) error {
 
 // store is the directory of records:
 //
-//	<containerID>-<ifname>.json        an attachment
+//	<containerID>-<ifname>.adding        an attachment that is being made
+//	<containerID>-<ifname>.json          a complete one
 //	<containerID>-<ifname>.json.corrupt  one that could not be read, kept for a person
-//	cooling/<unix ns>-<file name>      a removed attachment whose addresses cool down since then
+//	cooling/<unix ns>-<containerID>-<ifname>.json  a removed one whose addresses cool down since then
 //
-// Files are replaced by rename and not synced to disk: they say what is in this kernel, and whatever ends the kernel before
-// its page cache is written ends the pods, devices and maps the records are about as well. kill -9 loses nothing.
+// A record is created once and then only renamed, which is atomic and, unlike creating a second file, always cheap. Nothing is
+// synced to disk: records say what is in this kernel, and whatever ends the kernel before its page cache is written ends the
+// pods, devices and maps they are about as well. kill -9 loses nothing.
 type store struct{ dir string }
 
 const (
-	tmpPrefix     = ".tmp-"
+	readySuffix   = ".json"
+	addingSuffix  = ".adding"
 	corruptSuffix = ".corrupt"
+	tmpPrefix     = ".tmp-"
 	coolingDir    = "cooling"
 )
 
@@ -118,16 +119,47 @@ func (s store) init() error {
 	return nil
 }
 
-func (s store) write(r *record) (err error) {
+func (s store) path(r *record) string {
+	name := r.attachment().FileName()
+	if r.Phase == adding {
+		name = strings.TrimSuffix(name, readySuffix) + addingSuffix
+	}
+	return filepath.Join(s.dir, name)
+}
+
+// begin writes the record of an attachment that is about to be made. A file that was not written whole is about nothing: the
+// kernel is not touched before.
+func (s store) begin(r *record) error {
+	data, err := json.Marshal(r)
+	if err == nil {
+		err = os.WriteFile(s.path(r), append(data, '\n'), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", r.key(), errors.Join(err, removeIfExists(s.path(r))))
+	}
+	return nil
+}
+
+// commit says that the attachment is complete, and returns its record.
+func (s store) commit(r *record) (*record, error) {
+	done := *r
+	done.Phase = ready
+	if err := os.Rename(s.path(r), s.path(&done)); err != nil {
+		return nil, fmt.Errorf("complete record of %s: %w", r.key(), err)
+	}
+	return &done, nil
+}
+
+// rewrite replaces the record of a complete attachment.
+func (s store) rewrite(r *record) error {
 	data, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", r.key(), err)
 	}
-	name := r.attachment().FileName()
 	// One writer per attachment, so a fixed temporary name is free.
-	tmp := filepath.Join(s.dir, tmpPrefix+name)
+	tmp := filepath.Join(s.dir, tmpPrefix+r.attachment().FileName())
 	if err = os.WriteFile(tmp, append(data, '\n'), 0o600); err == nil {
-		err = os.Rename(tmp, filepath.Join(s.dir, name))
+		err = os.Rename(tmp, s.path(r))
 	}
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", r.key(), errors.Join(err, removeIfExists(tmp)))
@@ -137,9 +169,8 @@ func (s store) write(r *record) (err error) {
 
 // retire turns the record into one of a released attachment. A record that does not exist is no error.
 func (s store) retire(r *record, now time.Time) error {
-	name := r.attachment().FileName()
-	to := filepath.Join(s.dir, coolingDir, strconv.FormatInt(now.UnixNano(), 10)+"-"+name)
-	if err := os.Rename(filepath.Join(s.dir, name), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	to := filepath.Join(s.dir, coolingDir, strconv.FormatInt(now.UnixNano(), 10)+"-"+r.attachment().FileName())
+	if err := os.Rename(s.path(r), to); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("retire record of %s: %w", r.key(), err)
 	}
 	return nil
@@ -147,7 +178,16 @@ func (s store) retire(r *record, now time.Time) error {
 
 // read returns one record. The error describes what is wrong with the content.
 func (s store) read(name string) (*record, error) {
-	data, err := os.ReadFile(filepath.Join(s.dir, name))
+	r, err := parse(filepath.Join(s.dir, name), strings.TrimSuffix(strings.TrimSuffix(name, addingSuffix), readySuffix)+readySuffix)
+	if err == nil && strings.HasSuffix(name, readySuffix) {
+		r.Phase = ready
+	}
+	return r, err
+}
+
+// parse reads a record that must be about the attachment of that file name.
+func parse(path, name string) (*record, error) {
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +197,7 @@ func (s store) read(name string) (*record, error) {
 	if err := d.Decode(r); err != nil {
 		return nil, fmt.Errorf("decode: %w", err)
 	}
-	if err := r.check(filepath.Base(name)); err != nil {
+	if err := r.check(name); err != nil {
 		return nil, err
 	}
 	return r, nil
@@ -173,18 +213,21 @@ func (s store) names() (records, corrupt []string, err error) {
 		switch name := e.Name(); {
 		case strings.HasPrefix(name, tmpPrefix):
 			err = errors.Join(err, removeIfExists(filepath.Join(s.dir, name)))
-		case strings.HasSuffix(name, ".json"):
+		case strings.HasSuffix(name, readySuffix), strings.HasSuffix(name, addingSuffix):
 			records = append(records, name)
-		case strings.HasSuffix(name, ".json"+corruptSuffix):
+		case strings.HasSuffix(name, readySuffix+corruptSuffix):
 			corrupt = append(corrupt, name)
 		}
 	}
 	return records, corrupt, err
 }
 
-// setAside keeps a record that cannot be read for a person.
+// setAside keeps a record that cannot be used for a person; one that was being made is about nothing and goes.
 func (s store) setAside(name string) error {
 	from := filepath.Join(s.dir, name)
+	if strings.HasSuffix(name, addingSuffix) {
+		return removeIfExists(from)
+	}
 	if err := os.Rename(from, from+corruptSuffix); err != nil {
 		return fmt.Errorf("set record aside: %w", err)
 	}
@@ -211,9 +254,8 @@ func (s store) cooling(now time.Time, coolDown time.Duration) (rest []cooled, er
 			err = errors.Join(err, removeIfExists(filepath.Join(dir, e.Name())))
 			continue
 		}
-		data, unreadable := os.ReadFile(filepath.Join(dir, e.Name()))
-		var r record
-		if cmp.Or(unreadable, json.Unmarshal(data, &r)) != nil || r.check(file) != nil {
+		r, unreadable := parse(filepath.Join(dir, e.Name()), file)
+		if unreadable != nil {
 			err = errors.Join(err, removeIfExists(filepath.Join(dir, e.Name())))
 			continue
 		}

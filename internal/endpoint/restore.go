@@ -13,6 +13,7 @@ import (
 
 	"github.com/strait-net/strait/internal/cni/wire"
 	"github.com/strait-net/strait/internal/datapath/netdev"
+	"github.com/strait-net/strait/internal/ipam"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -33,19 +34,29 @@ func (k *Keeper) Restore(ctx context.Context) error {
 			return fmt.Errorf("restore endpoints: %w", err)
 		}
 		r, err := k.store.read(name)
-		if err != nil {
-			k.problem("record "+name, fmt.Sprintf("%v; kept as %s", err, name+corruptSuffix))
-			if err := k.store.setAside(name); err != nil {
-				k.problem("record "+name, err.Error())
+		if err == nil {
+			// An address has one owner; a second record of it is not believed.
+			err = k.cfg.Pools.Restore(r.key(), r.Addresses...)
+			if errors.Is(err, ipam.ErrForeign) {
+				err = nil // held all the same, and reported
 			}
-			corrupt = append(corrupt, name+corruptSuffix)
+		}
+		if err == nil {
+			k.restoreRecord(r)
 			continue
 		}
-		k.restoreRecord(r)
+		k.problem(recordSubject(name), err.Error())
+		if err := k.store.setAside(name); err != nil {
+			return err
+		}
+		if strings.HasSuffix(name, readySuffix) {
+			corrupt = append(corrupt, name+corruptSuffix)
+		}
 	}
 	if err := k.restoreOrphans(corrupt); err != nil {
 		return err
 	}
+	k.reportForeign()
 	k.mu.Lock()
 	k.restored = true
 	k.mu.Unlock()
@@ -68,11 +79,8 @@ func (k *Keeper) restoreCooling() {
 }
 
 func (k *Keeper) restoreRecord(r *record) {
-	if err := k.cfg.Pools.Restore(r.key(), r.Addresses...); err != nil {
-		k.problem("endpoint "+r.key(), err.Error())
-	}
 	k.put(r)
-	if r.Phase == recordAdding {
+	if r.Phase == adding {
 		k.cfg.Log.Info("undo attachment that was not finished", "attachment", r.key())
 		if err := k.remove(r); err != nil {
 			k.cfg.Log.Error("undo attachment", "attachment", r.key(), "error", err)
@@ -213,6 +221,8 @@ func (k *Keeper) keepOrphan(device string, addrs []netip.Addr, a wire.Attachment
 
 func orphanOwner(device string) string { return "device " + device }
 
+func recordSubject(file string) string { return "record " + file }
+
 func orphanSubject(device string) string { return "device " + device }
 
 // attachmentOfFile is the reverse of wire.Attachment.FileName.
@@ -251,7 +261,7 @@ func (k *Keeper) setMTU(ctx context.Context, key string, mtu int) error {
 	}
 	defer unlock()
 	r = k.get(key) // as it is under the lock
-	if r == nil || r.Phase != recordReady || r.MTU == mtu {
+	if r == nil || r.Phase != ready || r.MTU == mtu {
 		return nil
 	}
 	index, err := k.cfg.Links.Index(r.Device)
@@ -264,7 +274,7 @@ func (k *Keeper) setMTU(ctx context.Context, key string, mtu int) error {
 		k.publish(r, index, err.Error())
 		return err
 	}
-	if err := k.store.write(&changed); err != nil {
+	if err := k.store.rewrite(&changed); err != nil {
 		return err
 	}
 	k.put(&changed)
@@ -298,7 +308,7 @@ func (k *Keeper) Verify(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		if r = k.get(key); r != nil && r.Phase == recordReady {
+		if r = k.get(key); r != nil && r.Phase == ready {
 			if found := k.verify(r, false); len(found) > 0 {
 				k.cfg.Log.Warn("attachment was not as it should be", "attachment", key, "found", found)
 			}

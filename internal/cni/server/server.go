@@ -149,7 +149,7 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	began := time.Now()
 	_ = conn.SetReadDeadline(began.Add(readTimeout))
 	data, err := io.ReadAll(io.LimitReader(conn, wire.MaxMessage+1))
@@ -195,9 +195,6 @@ func (s *Server) refusal(req wire.Request, err error) *types.Error {
 
 func (s *Server) note(req wire.Request, e *types.Error, took time.Duration) {
 	level, code := slog.LevelDebug, uint(0)
-	if req.Command == wire.Add || req.Command == wire.Del {
-		level = slog.LevelInfo
-	}
 	attrs := []any{"command", req.Command, "container", req.ContainerID, "interface", req.IfName, "took", took}
 	if e != nil {
 		level, code = slog.LevelWarn, e.Code
