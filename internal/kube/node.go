@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -58,6 +60,16 @@ func (w *NodeWriter) Taint(ctx context.Context, on bool) error {
 		return fmt.Errorf("set taint %s of node %s to %t: %w", NotReadyTaint, w.node, on, err)
 	}
 	return nil
+}
+
+// NetworkAvailable reports whether the condition NetworkUnavailable of a node says that there is a network.
+func NetworkAvailable(node *corev1.Node) bool {
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeNetworkUnavailable {
+			return c.Status == corev1.ConditionFalse
+		}
+	}
+	return false
 }
 
 // SetNetworkAvailable sets the condition NetworkUnavailable; the scheduler keeps pods away while it is true.
@@ -123,8 +135,11 @@ func (c *Client) Node(ctx context.Context, name string) (*corev1.Node, error) {
 	return &node, nil
 }
 
-// SetPodCIDRs gives a node its pod CIDRs. The API server accepts that once, while the field is empty; afterwards it answers
-// Invalid, and Conflict when the node of that name is no longer the one with uid. Either error can be matched through %w.
+// ErrRefused is returned by SetPodCIDRs when the node has other pod CIDRs already, or is not the one with that uid any more.
+var ErrRefused = errors.New("refused by the API server")
+
+// SetPodCIDRs gives a node its pod CIDRs. The API server accepts that once, while the field is empty: of two writers the
+// second gets ErrRefused.
 func (c *Client) SetPodCIDRs(ctx context.Context, name, uid string, cidrs []netip.Prefix) error {
 	texts := make([]string, len(cidrs))
 	for i, p := range cidrs {
@@ -138,6 +153,9 @@ func (c *Client) SetPodCIDRs(ctx context.Context, name, uid string, cidrs []neti
 		"metadata": map[string]any{"uid": uid},
 		"spec":     map[string]any{"podCIDR": texts[0], "podCIDRs": texts},
 	})
+	if apierrors.IsInvalid(err) {
+		err = fmt.Errorf("%w: %w", ErrRefused, err)
+	}
 	if err != nil {
 		return fmt.Errorf("set pod CIDRs %v of node %s: %w", texts, name, err)
 	}
