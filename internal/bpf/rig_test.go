@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -18,32 +20,77 @@ import (
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/verdict"
 )
 
-const childEnv = "STRAIT_BPF_TEST_CHILD"
+const (
+	childEnv  = "STRAIT_BPF_TEST_CHILD"
+	cgroupEnv = "STRAIT_BPF_TEST_CGROUP"
+)
 
-// TestMain runs the tests in a network namespace of their own when it may, so that devices and routes end with it.
+// TestMain runs the tests in a network namespace and a cgroup of their own when it may, so that devices, routes and socket programs
+// end with it and reach nobody else.
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 || os.Getenv(childEnv) != "" {
 		os.Exit(m.Run())
 	}
+	code, err := again()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "run tests in a namespace:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func again() (int, error) {
 	runtime.LockOSThread() // Pdeathsig follows the thread
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Env = append(os.Environ(), childEnv+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if parent := ownCgroup(); parent != "" {
+		group, err := os.MkdirTemp(parent, "strait-bpf-test-")
+		if err != nil {
+			return 1, err
+		}
+		defer os.Remove(group)
+		dir, err := os.Open(group)
+		if err != nil {
+			return 1, err
+		}
+		defer dir.Close()
+		cmd.Env = append(cmd.Env, cgroupEnv+"="+group)
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+	}
 	err := cmd.Run()
 	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		os.Exit(0)
-	case errors.As(err, &exit):
-		os.Exit(max(exit.ExitCode(), 1))
+	if errors.As(err, &exit) {
+		return max(exit.ExitCode(), 1), nil
 	}
-	fmt.Fprintln(os.Stderr, "run tests in a network namespace:", err)
-	os.Exit(1)
+	return 0, err
+}
+
+// ownCgroup is this process's directory in the cgroup v2 tree, "" if none is mounted.
+func ownCgroup() string {
+	raw, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(raw)) {
+		path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok {
+			continue
+		}
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			var fs unix.Statfs_t
+			if unix.Statfs(root, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+				return filepath.Join(root, path)
+			}
+		}
+	}
+	return ""
 }
 
 func needRoot(t testing.TB) {
