@@ -168,7 +168,7 @@ func (a *Attacher) keep(path string, p *ebpf.Program, here func(*link.Info) bool
 	case err != nil:
 		return fmt.Errorf("open pinned link %s: %w", filepath.Base(path), err)
 	default:
-		defer pinned.Close()
+		defer release(pinned)
 		info, err := pinned.Info()
 		if err != nil {
 			return fmt.Errorf("look at pinned link %s: %w", filepath.Base(path), err)
@@ -190,7 +190,7 @@ func (a *Attacher) keep(path string, p *ebpf.Program, here func(*link.Info) bool
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer release(l)
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin link %s: %w", filepath.Base(path), a.tree.Explain(err))
 	}
@@ -258,7 +258,7 @@ func (a *Attacher) defunct(name string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("open pinned link %s: %w", name, err)
 	}
-	defer l.Close()
+	defer release(l)
 	info, err := l.Info()
 	if err != nil {
 		return false, fmt.Errorf("look at pinned link %s: %w", name, err)
@@ -331,7 +331,7 @@ func (a *Attacher) pinned(name string) (at Attachment, ok bool, err error) {
 	if err != nil {
 		return Attachment{}, false, fmt.Errorf("open pinned link %s: %w", name, err)
 	}
-	defer l.Close()
+	defer release(l)
 	info, err := l.Info()
 	if err != nil {
 		return Attachment{}, false, fmt.Errorf("look at pinned link %s: %w", name, err)
@@ -394,6 +394,9 @@ func unpin(path string) error {
 	}
 	return nil
 }
+
+// release closes our handle of a link; a pin keeps it attached.
+func release(l link.Link) { _ = l.Close() }
 
 // programID is 0 for a program that cannot be looked at, which matches none.
 func programID(p *ebpf.Program) uint32 {

@@ -66,7 +66,7 @@ func natKey(k bpf.CtKey, e bpf.CtEntry) (bpf.NatKey, bool) {
 		n.Remote, n.RemotePort = k.Lo, k.LoPort
 	}
 	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
-		n.RemotePort = e.NatPort // echo: the identifier stands in both
+		n.RemotePort = 0 // echo: the identifier is the node's port
 	}
 	return n, true
 }
@@ -167,7 +167,7 @@ func (m *Maps) sweepNAT(s *Swept) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// connected reports whether the connection of a way back exists. Which end is the low one is not worth knowing here.
+// connected reports whether the connection of a way back exists and uses it. Which end is the low one is not worth knowing here.
 func connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
 	pod := bpf.CtKey{Lo: e.Pod, LoPort: e.PodPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
 	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
@@ -175,9 +175,13 @@ func connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
 	}
 	other := bpf.CtKey{Lo: pod.Hi, LoPort: pod.HiPort, Hi: pod.Lo, HiPort: pod.LoPort, Proto: k.Proto}
 	for _, key := range []bpf.CtKey{pod, other} {
-		var entry bpf.CtEntry
-		if err := ct.Lookup(&key, &entry); !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return true // also when it could not be read
+		var c bpf.CtEntry
+		switch err := ct.Lookup(&key, &c); {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+		case err != nil:
+			return true // not known: it stays
+		case c.Flags&bpf.CtNat != 0 && c.NatAddr == k.Node && c.NatPort == k.NodePort:
+			return true
 		}
 	}
 	return false

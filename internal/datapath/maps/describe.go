@@ -106,7 +106,7 @@ func descriptions() []description {
 		describe(bpf.DatapathMapStraitBackend, "addresses of backends", "ID ADDRESS PROTOCOL GENERATION",
 			func(k uint32, v bpf.Backend) []string {
 				b := backend(v)
-				return []string{number(k), b.AddrPort.String(), protocol(b.Protocol), number(b.Generation)}
+				return []string{number(k), b.String(), protocol(b.Protocol), number(b.Generation)}
 			}),
 		describe(bpf.DatapathMapStraitDgram, "service each unconnected UDP socket talks to", "COOKIE BACKEND SERVICE",
 			func(k bpf.DgramKey, v bpf.SockaddrKey) []string {

@@ -253,6 +253,46 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// Echo has one identifier for both ends: the pod's in the connection, the node's in the way back.
+func TestSweepOfEcho(t *testing.T) {
+	m := open(t)
+	now, err := clock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod, world, node := addr("10.0.0.1"), addr("1.1.1.1"), addr("192.168.0.1")
+	k := bpf.CtKey{Lo: world, Hi: pod, LoPort: bpf.NetPort(77), HiPort: bpf.NetPort(77), Proto: unix.IPPROTO_ICMP}
+	e := bpf.CtEntry{Flags: bpf.CtNat | bpf.CtHiBegan, LastSeen: uint32(now / time.Second), NatAddr: node, NatPort: bpf.NetPort(10001)}
+	n := bpf.NatKey{Remote: world, Node: node, NodePort: bpf.NetPort(10001), Proto: unix.IPPROTO_ICMP}
+	if got, ok := natKey(k, e); !ok || got != n {
+		t.Errorf("natKey = %+v, %v, want %+v", got, ok, n)
+	}
+	if err := errors.Join(put(m, bpf.DatapathMapStraitCt, k, e),
+		put(m, bpf.DatapathMapStraitNat, n, bpf.NatEntry{Pod: pod, PodPort: bpf.NetPort(77)})); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if s, err := m.Sweep(); err != nil || s.Expired != 0 || s.Orphans != 0 || s.NAT != 1 {
+			t.Errorf("sweep %+v, %v", s, err)
+		}
+	}
+	e.NatPort = bpf.NetPort(10002) // the connection has another port now: the old way back is nobody's
+	if err := put(m, bpf.DatapathMapStraitCt, k, e); err != nil {
+		t.Fatal(err)
+	}
+	orphans := 0
+	for range 2 {
+		s, err := m.Sweep()
+		if err != nil {
+			t.Fatal(err)
+		}
+		orphans += s.Orphans
+	}
+	if orphans != 1 {
+		t.Errorf("%d orphans, want 1", orphans)
+	}
+}
+
 func TestPurgeLeavesNoTrace(t *testing.T) {
 	m := open(t)
 	now, err := clock()

@@ -18,13 +18,14 @@ func scan[K, V any](m *ebpf.Map, fn func(K, V) bool) error {
 	keys, values := make([]K, scanChunk), make([]V, scanChunk)
 	for first := true; ; first = false {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		last := errors.Is(err, ebpf.ErrKeyNotExist)
 		switch {
 		case errors.Is(err, unix.ENOSPC):
 			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
 			continue
 		case first && errors.Is(err, ebpf.ErrNotSupported):
 			return scanSingly(m, fn)
-		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
+		case err != nil && !last:
 			return fmt.Errorf("read map: %w", err)
 		}
 		for i := range n {
@@ -32,7 +33,7 @@ func scan[K, V any](m *ebpf.Map, fn func(K, V) bool) error {
 				return nil
 			}
 		}
-		if err != nil {
+		if last {
 			return nil
 		}
 	}

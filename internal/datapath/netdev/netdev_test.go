@@ -370,6 +370,9 @@ func TestVXLAN(t *testing.T) {
 		if a := link.Attrs(); a.RawFlags&unix.IFF_NOARP == 0 || a.RawFlags&unix.IFF_UP == 0 || a.HardwareAddr.String() != VXLANMAC().String() {
 			t.Errorf("flags %x, address %s", a.RawFlags, a.HardwareAddr)
 		}
+		if have, err := n.addresses(index); err != nil || len(have) != 0 {
+			t.Errorf("the tunnel device has addresses %v (%v)", have, err)
+		}
 		if got, err := readSysctl("net/ipv4/conf/" + VXLANDevice + "/rp_filter"); err != nil || got != "2" {
 			t.Errorf("rp_filter %s, %v", got, err)
 		}

@@ -49,14 +49,20 @@ func (n *Net) AddPod(p Pod) (index int, err error) {
 	if err := ns.setUpPodEnd(p, host.Attrs().ParentIndex); err != nil {
 		return 0, fmt.Errorf("set up %s in %s: %w", p.IfName, p.NetNS, err)
 	}
-	if err := n.setUpNodeEnd(p, host.Attrs().Index); err != nil {
+	if err := n.setUpNodeEnd(p, host); err != nil {
 		return 0, fmt.Errorf("set up %s: %w", p.Device, err)
+	}
+	if _, err := ns.Index(p.IfName); err != nil {
+		return 0, err
 	}
 	return host.Attrs().Index, nil
 }
 
-// makePair creates both ends with names, addresses and MTU in one message, and brings the node's end up. The pod's end is
-// still down and the pair has no carrier, so that no link-local address comes up before that is turned off.
+// makePair creates both ends with names, addresses and MTU in one message. Both are down.
+//
+// The pod's end comes up first, then the node's. The kernel lets an end send as soon as it has come up with the other one up already,
+// but the end that was first only when its link watch has run, some time later (commit facd15dfd691). A node that can reach the pod
+// when ADD returns matters more than a pod, which has no process yet; on kernels with that commit a look at the pod's end waits for it.
 func (n *Net) makePair(p Pod, ns *Net) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = p.Device
@@ -87,16 +93,16 @@ func (n *Net) makePair(p Pod, ns *Net) (netlink.Link, error) {
 	}
 	host, err := n.link(p.Device)
 	if err == nil {
-		err = n.configure(host.Attrs().Index, true)
+		err = n.configure(host.Attrs().Index)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("bring up %s: %w", p.Device, err), n.DeleteDevice(p.Device))
+		return nil, errors.Join(fmt.Errorf("configure %s: %w", p.Device, err), n.DeleteDevice(p.Device))
 	}
 	return host, nil
 }
 
 func (n *Net) setUpPodEnd(p Pod, index int) error {
-	if err := n.configure(index, false); err != nil {
+	if err := n.configure(index); err != nil {
 		return fmt.Errorf("turn off link-local addresses: %w", err)
 	}
 	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: index, Name: p.IfName}}
@@ -172,7 +178,11 @@ func (n *Net) SetPodMTU(p Pod) error {
 	return nil
 }
 
-func (n *Net) setUpNodeEnd(p Pod, index int) error {
+func (n *Net) setUpNodeEnd(p Pod, link netlink.Link) error {
+	index := link.Attrs().Index
+	if err := n.h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring up: %w", err)
+	}
 	for _, a := range p.Addresses {
 		if err := n.h.NeighSet(neighbour(index, a, p.PodMAC)); err != nil {
 			return fmt.Errorf("add neighbour %s: %w", a, err)
@@ -233,24 +243,21 @@ const (
 	rpFilterLoose   = 2
 )
 
-// configure turns off IPv6 link-local addresses and makes the source check loose (the stricter one of "all" loses against it)
-// in one message, which may also bring the device up.
-func (n *Net) configure(index int, up bool) error {
-	err := n.setLink(index, up, true)
+// configure turns off IPv6 link-local addresses and makes the source check loose (the stricter one of "all" loses against it). The
+// device must be down for the former to be in time.
+func (n *Net) configure(index int) error {
+	err := n.setLink(index, true)
 	if errors.Is(err, unix.EAFNOSUPPORT) { // no IPv6 on this device, so no link-local address either
-		err = n.setLink(index, up, false)
+		err = n.setLink(index, false)
 	}
 	return err
 }
 
-func (n *Net) setLink(index int, up, inet6 bool) error {
+func (n *Net) setLink(index int, inet6 bool) error {
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	req.Sockets = n.nl
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
-	if up {
-		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-	}
 	req.AddData(msg)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(iflaInetConf, nil)

@@ -78,6 +78,21 @@ func (r *Routes) Prune(_ context.Context, rows iter.Seq[state.Route]) (differenc
 	return differences, errors.Join(errs...)
 }
 
+// List returns the prefixes the kernel holds a route of ours for.
+func (r *Routes) List() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, v6 := range []bool{false, true} {
+		list, err := r.listFamily(v6)
+		if err != nil {
+			return nil, err
+		}
+		for _, route := range list {
+			out = append(out, destination(route, v6))
+		}
+	}
+	return out, nil
+}
+
 // repair makes want the only one of ours and describes what differed.
 func (r *Routes) repair(p netip.Prefix, want *netlink.Route, have []netlink.Route) (found string, err error) {
 	var stale []netlink.Route

@@ -106,11 +106,13 @@ func (n *Net) adjustVXLAN(v VXLAN, link netlink.Link) (changed []string, err err
 		}
 		changed = append(changed, "not NOARP")
 	}
-	up := have.RawFlags&unix.IFF_UP != 0
-	if err := n.configure(have.Index, true); err != nil {
-		return fail("up", err)
+	if err := n.configure(have.Index); err != nil {
+		return fail("per-device settings", err)
 	}
-	if !up {
+	if have.RawFlags&unix.IFF_UP == 0 {
+		if err := n.h.LinkSetUp(link); err != nil {
+			return fail("up", err)
+		}
 		changed = append(changed, "down")
 	}
 	return changed, nil

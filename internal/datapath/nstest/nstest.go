@@ -132,8 +132,8 @@ func In(t testing.TB, path string, fn func()) {
 			if err != nil {
 				return err
 			}
-			defer ns.Close()
-			if err := netns.Set(ns); err != nil {
+			err = netns.Set(ns)
+			if err := errors.Join(err, ns.Close()); err != nil {
 				return err
 			}
 		}

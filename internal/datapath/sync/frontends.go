@@ -155,5 +155,5 @@ func targets(row state.Frontend) []target {
 }
 
 func compareFrontend(a, b maps.Frontend) int {
-	return cmp.Or(a.AddrPort.Compare(b.AddrPort), cmp.Compare(a.Protocol, b.Protocol))
+	return cmp.Or(a.Compare(b.AddrPort), cmp.Compare(a.Protocol, b.Protocol))
 }

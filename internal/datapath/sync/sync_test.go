@@ -78,7 +78,7 @@ func (k *kernel) DeleteSlot(s maps.Slot) error {
 }
 
 func (k *kernel) PutBackend(id uint32, b maps.Backend) error {
-	return k.write("backend "+b.AddrPort.String(), func() { k.backends[id] = b })
+	return k.write("backend "+b.String(), func() { k.backends[id] = b })
 }
 
 func (k *kernel) DeleteBackend(id uint32) error {
@@ -127,10 +127,10 @@ func content(t *testing.T, k ServiceMaps) map[string][]string {
 		k.EachService(func(f maps.Frontend, s maps.Service) {
 			list := []string{}
 			for i := range s.Count {
-				list = append(list, backends[slots[maps.Slot{Service: s.ID, Slot: i}]].AddrPort.String())
+				list = append(list, backends[slots[maps.Slot{Service: s.ID, Slot: i}]].String())
 			}
 			slices.Sort(list)
-			out[f.AddrPort.String()] = list
+			out[f.String()] = list
 		}),
 	)
 	if err != nil {
@@ -144,7 +144,7 @@ func wanted(rows ...state.Frontend) map[string][]string {
 	for _, r := range rows {
 		list := []string{}
 		for _, b := range targets(r) {
-			list = append(list, b.AddrPort.String())
+			list = append(list, b.String())
 		}
 		slices.Sort(list)
 		out[key(r).AddrPort.String()] = list
