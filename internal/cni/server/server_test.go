@@ -411,3 +411,19 @@ func TestListenReplacesOldSocket(t *testing.T) {
 		t.Errorf("path that is too long: %v", err)
 	}
 }
+
+func FuzzPrevResult(f *testing.F) {
+	f.Add([]byte(`{"interfaces":[{"name":"eth0","sandbox":"/x"},null],"ips":[{"address":"10.0.0.5/32","interface":0},{"address":"fd00::5/128"}]}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		addrs, err := resultAddresses(wire.Config{PrevResult: data}, wire.Attachment{IfName: "eth0"})
+		var e *types.Error
+		if err != nil && (!errors.As(err, &e) || e.Code != types.ErrInvalidNetworkConfig) {
+			t.Errorf("error without its code: %v", err)
+		}
+		for _, a := range addrs {
+			if !a.IsValid() || a.Is4In6() {
+				t.Errorf("address %v", a)
+			}
+		}
+	})
+}
