@@ -169,3 +169,6 @@ func (c *Client) patchNode(ctx context.Context, name string, kind types.PatchTyp
 	}
 	return c.core.Patch(kind).Resource("nodes").Name(name).SubResource(subresource).Body(body).Do(ctx).Error()
 }
+
+// IsNotFound reports whether the API server said that the object does not exist.
+func IsNotFound(err error) bool { return apierrors.IsNotFound(err) }

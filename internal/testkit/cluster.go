@@ -181,6 +181,8 @@ func (c *Cluster) newNode(i int, cgroup string, underlay *Namespace, overrides m
 	}
 	n.settings = map[string]any{
 		"routingMode": "vxlan",
+		"ipv4":        true,
+		"ipv6":        true,
 		"ipam":        map[string]any{"mode": "kubernetes", "podCIDRv4": "10.244.0.0/16", "podCIDRv6": "fd44::/48"},
 		"cgroupRoot":  root,
 		"stateDir":    filepath.Join(n.dir, "state"),

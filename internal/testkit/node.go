@@ -117,7 +117,8 @@ func (n *Node) StateDir() string { return filepath.Join(n.dir, "state") }
 // network returns the network configuration a runtime would use.
 func (n *Node) network() *libcni.NetworkConfigList {
 	n.t.Helper()
-	list, err := libcni.ConfListFromBytes([]byte(`{"cniVersion":"1.1.0","name":"strait","plugins":[{"type":"strait-cni"}]}`))
+	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil,
+		`{"cniVersion":"1.1.0","name":"strait","plugins":[{"type":"strait-cni","stateDir":%q}]}`, n.StateDir()))
 	must(n.t, err)
 	return list
 }

@@ -1,0 +1,268 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	stdsync "sync"
+	"time"
+
+	"github.com/strait-net/strait/internal/config"
+	"github.com/strait-net/strait/internal/datapath/attach"
+	"github.com/strait-net/strait/internal/datapath/load"
+	"github.com/strait-net/strait/internal/datapath/maps"
+	"github.com/strait-net/strait/internal/datapath/netdev"
+	"github.com/strait-net/strait/internal/datapath/pin"
+	"github.com/strait-net/strait/internal/datapath/sync"
+	"github.com/strait-net/strait/internal/endpoint"
+	"github.com/strait-net/strait/internal/ipam"
+	"github.com/strait-net/strait/internal/state"
+)
+
+// node is what the agent has of its node: the kernel's side and the local pods.
+type node struct {
+	cfg    config.Config
+	log    *slog.Logger
+	state  *state.State
+	tree   pin.Tree
+	net    *netdev.Net
+	maps   *maps.Maps
+	pools  *ipam.Allocator
+	keeper *endpoint.Keeper
+	cgroup string // empty: socket load balancing is off
+	tcx    bool
+	// newPrograms loads the programs of this build on the maps.
+	newPrograms func(load.Config) (*load.Programs, error)
+
+	mu       stdsync.Mutex // guards loaded programs and what they were loaded with
+	podMTU   int
+	programs *load.Programs
+	attacher *attach.Attacher
+}
+
+// openNode prepares the kernel and loads the programs; nothing that carries traffic is changed except that attached programs are
+// replaced by this agent's. Local pods are not restored yet.
+func openNode(cfg config.Config, log *slog.Logger) (_ *node, err error) {
+	n := &node{cfg: cfg, log: log, state: state.New(), tcx: load.HaveTCX(), pools: ipam.New(cfg.IPAM.CoolDown.Duration)}
+	defer func() {
+		if err != nil {
+			n.close()
+		}
+	}()
+	if err := load.Require(cfg.SocketLB.Enabled); err != nil {
+		return nil, err
+	}
+	if cfg.SocketLB.Enabled {
+		if n.cgroup, err = attach.CgroupRoot(cfg.CgroupRoot); err != nil {
+			return nil, err
+		}
+	}
+	tree, mounted, err := pin.Prepare(cfg.BPFRoot)
+	if err != nil {
+		return nil, err
+	}
+	if mounted {
+		log.Info("bpf file system mounted", "at", cfg.BPFRoot)
+	}
+	n.tree = tree
+	if n.net, err = netdev.Open(); err != nil {
+		return nil, err
+	}
+	changed, err := netdev.EnableForwarding(cfg.IPv4, cfg.IPv6)
+	if err != nil {
+		return nil, err
+	}
+	if len(changed) > 0 {
+		log.Info("sysctls set", "changed", changed)
+	}
+	spec, err := maps.Spec(cfg.Maps)
+	if err != nil {
+		return nil, err
+	}
+	if n.maps, err = maps.Open(tree, spec); err != nil {
+		return nil, err
+	}
+	n.newPrograms = func(c load.Config) (*load.Programs, error) { return load.Load(spec, n.maps, c) }
+	n.keeper = endpoint.New(endpoint.Config{
+		Dir: filepath.Join(cfg.StateDir, "endpoints"), Pools: n.pools, Links: n.net, Programs: podPrograms{n}, Maps: n.maps,
+		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log,
+	})
+	return n, nil
+}
+
+func (n *node) close() {
+	if n.programs != nil {
+		n.programs.Close()
+	}
+	if n.maps != nil {
+		n.maps.Close()
+	}
+	if n.net != nil {
+		n.net.Close()
+	}
+}
+
+// load makes the tunnel device and the programs fit the MTU, and puts the programs in place of those attached. podMTU 0 is not checked.
+func (n *node) load(podMTU int) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.programs != nil && n.podMTU == podMTU {
+		return nil
+	}
+	lo, hi, err := n.cfg.MasqueradePortRange()
+	if err != nil {
+		return err
+	}
+	localLo, localHi, err := netdev.LocalPortRange()
+	if err != nil {
+		return err
+	}
+	index, changed, err := n.net.EnsureVXLAN(netdev.VXLAN{Port: n.cfg.VXLAN.Port, MTU: tunnelMTU(podMTU)})
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 {
+		n.log.Info("tunnel device set up", "device", netdev.VXLANDevice, "changed", changed)
+	}
+	programs, err := n.newPrograms(load.Config{
+		Network: n.cfg.Network, VXLANIndex: index, VXLANPort: n.cfg.VXLAN.Port, PodMTU: podMTU,
+		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cfg.SocketLB.Enabled, TCX: n.tcx,
+	})
+	if err != nil {
+		return err
+	}
+	old := n.programs
+	n.programs, n.podMTU = programs, podMTU
+	n.attacher = attach.New(n.tree, n.net, programs, n.tcx)
+	err = n.attachLocked()
+	if old != nil {
+		old.Close()
+	}
+	return err
+}
+
+// tunnelMTU is the MTU of the tunnel device while that of pods is not known: the least one every node can carry.
+func tunnelMTU(podMTU int) int {
+	if podMTU == 0 {
+		return 1280
+	}
+	return podMTU
+}
+
+// attachLocked puts the loaded programs everywhere they belong. A device that has gone meanwhile is no error.
+func (n *node) attachLocked() error {
+	errs := []error{n.attacher.Tunnel(netdev.VXLANDevice)}
+	if n.cgroup != "" {
+		errs = append(errs, n.attacher.Cgroup(n.cgroup))
+	} else {
+		errs = append(errs, n.attacher.DetachCgroup())
+	}
+	for e := range n.state.Endpoints.Snapshot().All() {
+		if err := n.attacher.AttachPod(e.Device, e.DeviceIndex); err != nil {
+			n.log.Warn("pod programs not replaced, repaired by the next check", "device", e.Device, "err", err)
+		}
+	}
+	for d := range n.state.Devices.Snapshot().All() {
+		if d.Native {
+			errs = append(errs, n.attacher.Native(d.Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// followDevices attaches to native devices as they come, detaches from those that are no longer native, and makes the MTU of tunnel,
+// programs and pods follow. It begins when the choice of devices is final: until then nothing is taken away.
+func (n *node) followDevices(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-n.state.Devices.Initialized():
+	}
+	for {
+		devices := n.state.Devices.Snapshot()
+		if err := n.adopt(ctx, slices.Collect(devices.All())); err != nil {
+			n.report("devices", err)
+		} else {
+			state.Clear(n.state.Problems, agentProblems, "devices")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-devices.Changed():
+		case <-time.After(time.Minute):
+		}
+	}
+}
+
+func (n *node) adopt(ctx context.Context, devices []state.Device) error {
+	mtu := n.mtuOf(devices)
+	if mtu == 0 {
+		return errors.New("no device that is up carries an address of this node or a default route: set devices")
+	}
+	if err := n.load(mtu); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	err := n.attachLocked()
+	removed, pruneErr := n.attacher.Prune(func(device string) bool {
+		return device == netdev.VXLANDevice || slices.ContainsFunc(devices, func(d state.Device) bool { return d.Native && d.Name == device })
+	})
+	n.mu.Unlock()
+	if len(removed) > 0 {
+		n.log.Info("programs detached", "from", removed)
+	}
+	differences, mapErr := sync.Devices(n.maps, slices.Values(devices))
+	if len(differences) > 0 {
+		n.log.Debug("devices written", "differences", differences)
+	}
+	return errors.Join(err, pruneErr, mapErr, n.keeper.SetMTU(ctx, mtu))
+}
+
+func (n *node) deviceIndex(name string) (int, bool) {
+	d, _, ok := n.state.Devices.Snapshot().Get(name)
+	return d.Index, ok
+}
+
+// mtuOf returns the largest packet a pod may send to another node, 0 while no device is known.
+func (n *node) mtuOf(devices []state.Device) int {
+	return netdev.PodMTU(devices, n.cfg.MTU, n.cfg.RoutingMode == config.VXLANMode, n.underlayV6())
+}
+
+// underlayV6 reports whether tunnels run over IPv6: only where nodes have no IPv4 address.
+func (n *node) underlayV6() bool {
+	v4, known := false, false
+	for row := range n.state.Nodes.Snapshot().All() {
+		known = true
+		v4 = v4 || row.Address(false).IsValid()
+	}
+	return known && !v4
+}
+
+// agentProblems is the source of the problems the composition itself finds.
+const agentProblems = "agent"
+
+func (n *node) report(subject string, err error) {
+	n.log.Warn("problem", "subject", subject, "err", err)
+	state.Raise(n.state.Problems, state.Problem{Source: agentProblems, Subject: subject, Text: err.Error()}, time.Now())
+}
+
+// podPrograms lets the keeper use whichever programs are loaded now.
+type podPrograms struct{ n *node }
+
+func (p podPrograms) current() *attach.Attacher {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	return p.n.attacher
+}
+
+func (p podPrograms) AttachPod(device string, index int) error {
+	return p.current().AttachPod(device, index)
+}
+
+func (p podPrograms) CheckPod(device string, index int) ([]string, error) {
+	return p.current().CheckPod(device, index)
+}
+
+func (p podPrograms) DetachPod(device string) error { return p.current().DetachPod(device) }
