@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/datapath/nstest"
@@ -346,6 +347,40 @@ func TestPodWithIPv6Disabled(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t, n, p)
+	})
+}
+
+func TestPodsInParallel(t *testing.T) {
+	const pods = 20
+	var netns [pods]string
+	for i := range netns {
+		netns[i] = nstest.NetNS(t)
+	}
+	node(t, func(n *Net) {
+		var group errgroup.Group
+		for i, path := range netns {
+			group.Go(func() error {
+				p := testPod(path, i)
+				for range 3 {
+					if _, err := n.AddPod(p); err != nil {
+						return err
+					}
+					if found, err := n.CheckPod(p); err != nil || len(found) != 0 {
+						return fmt.Errorf("%s: %v, %w", p.Device, found, err)
+					}
+					if err := n.DeleteDevice(p.Device); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		}
+		if err := group.Wait(); err != nil {
+			t.Error(err)
+		}
+		if left, err := n.PodDevices(); err != nil || len(left) != 0 {
+			t.Errorf("left %q, %v", left, err)
+		}
 	})
 }
 

@@ -32,6 +32,11 @@ type Pod struct {
 // AddPod makes the attachment; all of it works when it returns. It removes what it made when it fails. The index is that of
 // the node's end. A device of the node with the same name is a leftover of the same attachment and is replaced.
 func (n *Net) AddPod(p Pod) (index int, err error) {
+	n, done, err := n.borrow()
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	ns, err := OpenAt(p.NetNS)
 	if err != nil {
 		return 0, err

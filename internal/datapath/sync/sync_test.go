@@ -147,7 +147,7 @@ func wanted(rows ...state.Frontend) map[string][]string {
 			list = append(list, b.String())
 		}
 		slices.Sort(list)
-		out[key(r).AddrPort.String()] = list
+		out[key(r).String()] = list
 	}
 	return out
 }
