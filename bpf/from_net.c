@@ -1,8 +1,33 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tcx ingress of the node's devices: what comes from the network. */
 
+/* A pod of this node is never out there: looked at when a connection begins, and for errors, which have none. */
+static __always_inline enum reason from_net_track(const struct packet *p)
+{
+	bool error = p->flags & PACKET_ERROR;
+	struct ct_entry *ct = NULL;
+	struct ct_key key;
+	__u32 dir = 0;
+
+	if (!error)
+		ct = ct_find(p, &key, &dir);
+	if (!ct) {
+		if (endpoint_lookup(&p->src))
+			return REASON_SPOOFED_SOURCE;
+		if (error)
+			return 0;
+		ct = ct_begin(&key, dir);
+		if (!ct)
+			return REASON_CT_INSERT;
+	}
+	ct_update(ct, p, dir);
+	return 0;
+}
+
 static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep)
 {
+	enum reason why;
+
 	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p->src)))
 		return drop(skb, REASON_ISOLATED);
 	if (p->ttl <= 1)
@@ -11,11 +36,9 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 		return drop(skb, REASON_UNRELATED_ICMP);
 	if (!frag_resolve(p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	/* A pod of this node is never out there. */
-	if (endpoint_lookup(&p->src))
-		return drop(skb, REASON_SPOOFED_SOURCE);
-	if (!ct_track(p))
-		return drop(skb, REASON_CT_INSERT);
+	why = from_net_track(p);
+	if (why)
+		return drop(skb, why);
 	return deliver_pod(skb, p, ep);
 }
 

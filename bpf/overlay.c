@@ -25,8 +25,7 @@ static __always_inline enum reason from_vx_track(struct __sk_buff *skb, const st
 
 	if (p->flags & PACKET_ERROR)
 		return error_to_sender(skb, p) ? from_vx_sender(skb, p) : REASON_UNRELATED_ICMP;
-	dir = ct_key_from(&key, p);
-	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	ct = ct_find(p, &key, &dir);
 	if (!ct) {
 		why = from_vx_sender(skb, p);
 		if (why)

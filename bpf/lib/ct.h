@@ -8,6 +8,7 @@
  */
 #pragma once
 
+#define CT_SECOND 1000000000ULL /* ns */
 #define CT_IDLE_CLOSED 1 /* s: how long the port of a closed connection is left alone when there are others */
 #define CT_IDLE_BEGUN 120
 #define CT_IDLE_TCP 86400
@@ -16,11 +17,6 @@
 static __always_inline __u64 ct_now(void)
 {
 	return bpf_ktime_get_coarse_ns();
-}
-
-static __always_inline __u32 ct_seconds(void)
-{
-	return ct_now() / 1000000000ULL;
 }
 
 /* Fills the key and gives the direction of the packet: 0 if its source is the low end, else 1. */
@@ -57,6 +53,12 @@ static __always_inline __u32 ct_idle_limit(__u32 flags, __u8 proto)
 	return CT_IDLE_OTHER;
 }
 
+/* Seconds since the last packet. */
+static __always_inline __u32 ct_idle(const struct ct_entry *ct, __u64 now)
+{
+	return now / CT_SECOND - ct->last_seen;
+}
+
 /* Enters a connection begun by the given end; NULL if that is impossible. */
 static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginner)
 {
@@ -65,7 +67,7 @@ static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginn
 		.flags = beginner ? CT_HI_BEGAN : 0,
 	};
 
-	fresh.last_seen = fresh.began / 1000000000ULL;
+	fresh.last_seen = fresh.began / CT_SECOND;
 	/* Two CPUs may see first packets: whoever is second uses the first one's entry. */
 	bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&strait_ct, k);
@@ -87,9 +89,10 @@ static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 /* Counts a packet. Flags and last_seen are written only when they change: the line is shared by both directions' CPUs. */
 static __always_inline void ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
 {
-	__u32 now = ct_seconds(), flags = ct->flags, set = 0;
+	__u32 flags = ct->flags, set = 0;
+	__u64 now = ct_now();
 
-	if (packet_begins_tcp(p) && (ct_closed(flags) || now - ct->last_seen > ct_idle_limit(flags, p->proto))) {
+	if (packet_begins_tcp(p) && (ct_closed(flags) || ct_idle(ct, now) > ct_idle_limit(flags, p->proto))) {
 		ct_restart(ct, dir);
 		flags = ct->flags;
 	}
@@ -101,11 +104,17 @@ static __always_inline void ct_update(struct ct_entry *ct, const struct packet *
 		set |= CT_RST;
 	if (set & ~flags)
 		__sync_fetch_and_or((__u32 *)&ct->flags, set);
-	if (ct->last_seen != now)
-		ct->last_seen = now;
+	if (now - ct->last_seen * CT_SECOND >= CT_SECOND) /* a division per second, not per packet */
+		ct->last_seen = now / CT_SECOND;
 	dir &= 1;
 	__sync_fetch_and_add(&ct->packets[dir], 1);
 	__sync_fetch_and_add(&ct->bytes[dir], p->end - L3_OFF);
+}
+
+static __always_inline struct ct_entry *ct_find(const struct packet *p, struct ct_key *key, __u32 *dir)
+{
+	*dir = ct_key_from(key, p);
+	return bpf_map_lookup_elem(&strait_ct, key);
 }
 
 /* Finds or begins the connection and counts the packet. ICMP errors belong to the connection they speak about and have none. */
@@ -117,8 +126,7 @@ static __always_inline bool ct_track(const struct packet *p)
 
 	if (p->flags & PACKET_ERROR)
 		return true;
-	dir = ct_key_from(&key, p);
-	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	ct = ct_find(p, &key, &dir);
 	if (!ct)
 		ct = ct_begin(&key, dir);
 	if (!ct)

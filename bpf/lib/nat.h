@@ -76,7 +76,7 @@ static __always_inline bool nat_over(const struct ct_entry *ct, __u8 proto, bool
 {
 	if (closed_too && proto == IPPROTO_TCP && ct_closed(ct->flags))
 		return true;
-	return ct_seconds() - ct->last_seen > ct_idle_limit(ct->flags, proto);
+	return ct_idle(ct, ct_now()) > ct_idle_limit(ct->flags, proto);
 }
 
 /* Enters the mapping for the packet's sender unless somebody lives there. 0: it is ours. */
@@ -168,8 +168,7 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 
 	if (!p || !to)
 		return REASON_CT_INSERT;
-	dir = ct_key_from(&key, p);
-	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	ct = ct_find(p, &key, &dir);
 	if (!ct)
 		ct = ct_begin(&key, dir);
 	if (!ct)

@@ -65,8 +65,7 @@ static __always_inline bool world_track(const struct packet *p, const struct rew
 	seen.dport = to->port;
 	if (packet_is_icmp(p->proto))
 		seen.sport = to->port;
-	dir = ct_key_from(&key, &seen);
-	ct = bpf_map_lookup_elem(&strait_ct, &key);
+	ct = ct_find(&seen, &key, &dir);
 	if (!ct) {
 		ct = ct_begin(&key, !dir);
 		if (!ct)
