@@ -35,6 +35,7 @@ verify: generate ## prove that what is generated is what is committed
 test: build ## all tests of the product: pure, BPF programs, CNI, network namespaces (root for the last three)
 	@tools/need util-linux:nsenter iproute2:ip
 	go test -count=1 ./...
+	cd deploy && go test -count=1 ./...
 
 test-race: ## the pure tests with the race detector
 	@tools/need gcc
@@ -53,11 +54,12 @@ lint: $(CACHE)/golangci-lint-$(GOLANGCI) ## the short list of linters, for Go an
 	@tools/need $(CLANG_FORMAT)
 	$(CLANG_FORMAT) --dry-run --Werror bpf/*.c bpf/lib/*.h
 	$< run ./...
+	cd deploy && $< run --config ../.golangci.yml ./...
 	cd lab && $< run --config ../.golangci.yml ./...
 	cd bench && $< run --config ../.golangci.yml ./...
 
 format: ## format Go and C
-	gofmt -w cmd internal lab bench
+	gofmt -w cmd internal deploy lab bench
 	$(CLANG_FORMAT) -i bpf/*.c bpf/lib/*.h
 
 $(CACHE)/golangci-lint-$(GOLANGCI):

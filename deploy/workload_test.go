@@ -78,7 +78,7 @@ func TestOperator(t *testing.T) {
 	if *d.Spec.Replicas != 3 || !pod.HostNetwork || container.Image != "strait:dev" {
 		t.Errorf("replicas %d, hostNetwork %t, image %s", *d.Spec.Replicas, pod.HostNetwork, container.Image)
 	}
-	if line := strings.Join(append(container.Command, container.Args...), " "); line != "strait-operator --config /etc/strait/config.yaml" {
+	if line := strings.Join(append(container.Command, container.Args...), " "); line != "strait-operator --config /etc/strait/config.yaml --namespace $(POD_NAMESPACE) --identity $(POD_NAME)" {
 		t.Errorf("command %q", line)
 	}
 	// The taints of a node that waits for its first pod CIDR.
