@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,6 +23,8 @@ import (
 type question[T any] struct {
 	args  []string // of strait on the other node; -o json is added
 	local func(context.Context, *localapi.Client) (T, error)
+	// kernel answers on this node when no agent runs there; nil when only the agent knows.
+	kernel func() (T, error)
 }
 
 // answer of one node.
@@ -52,6 +55,10 @@ func ask[T any](ctx context.Context, a *app, q question[T]) (answers[T], error) 
 		ctx, cancel := context.WithTimeout(ctx, a.timeout)
 		defer cancel()
 		v, err := q.local(ctx, client)
+		if err != nil && q.kernel != nil && absent(err) && pinned() {
+			_, _ = fmt.Fprintln(a.Err, a.localError(err).Error()+"; this is read from the kernel") // nobody left to tell
+			v, err = q.kernel()
+		}
 		if err != nil {
 			return answers[T]{}, a.localError(err)
 		}
@@ -162,7 +169,7 @@ func (a *app) local(ctx context.Context) (*localapi.Client, error) {
 	socket := a.socket
 	if socket == "" {
 		socket = localapi.DefaultSocket
-		if _, err := os.Stat(socket); err != nil {
+		if _, err := os.Stat(socket); err != nil && !pinned() {
 			return nil, nil
 		}
 	}
@@ -194,16 +201,23 @@ func (a *app) localError(err error) error {
 		return err
 	case errors.Is(err, localapi.ErrNotFound):
 		return usage("%w", err)
-	case errors.Is(err, fs.ErrNotExist):
-		return unreachable(fmt.Errorf("no agent on this node: %s does not exist", socket))
+	case absent(err):
+		text := "no agent runs on this node: nobody listens on " + socket
+		if f, err := localapi.LastFailure(filepath.Dir(socket)); err == nil {
+			text += fmt.Sprintf("; the last one ended %s ago: %s", a.age(f.At), f.Error)
+		}
+		return unreachable(errors.New(text))
 	case errors.Is(err, fs.ErrPermission):
 		return unreachable(fmt.Errorf("%s may be opened by root only: try sudo", socket))
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return unreachable(fmt.Errorf("the agent of this node is not running: nobody listens on %s", socket))
 	case errors.Is(err, context.DeadlineExceeded):
 		return unreachable(fmt.Errorf("the agent of this node did not answer in %v", a.timeout))
 	}
 	return unreachable(err)
+}
+
+// absent reports whether nobody listens on the socket.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
 func (a *app) socketName() string {

@@ -47,8 +47,9 @@ func (a *app) bpfCmd() *cobra.Command {
 
 func (a *app) bpfList(ctx context.Context) error {
 	all, err := ask(ctx, a, question[objects]{
-		args:  []string{"bpf", "list"},
-		local: localObjects,
+		args:   []string{"bpf", "list"},
+		local:  localObjects,
+		kernel: kernelObjects,
 	})
 	if err != nil {
 		return err
@@ -65,7 +66,7 @@ func (a *app) bpfList(ctx context.Context) error {
 			if !all.one {
 				b.WriteString(a.paint(bold, "Node "+n.Node) + "\n")
 			}
-			b.WriteString(a.render(programs(n.Value.Programs)) + "\n" + a.render(maps(n.Value.Maps)))
+			b.WriteString(a.render(programGrid(n.Value.Programs)) + "\n" + a.render(mapGrid(n.Value.Maps)))
 		}
 		return b.String()
 	})
@@ -89,6 +90,7 @@ func (a *app) bpfDump(ctx context.Context, name string, limit int) error {
 			}
 			return dump, err
 		},
+		kernel: func() (localapi.MapDump, error) { return kernelDump(name, limit) },
 	})
 	if err != nil {
 		return err
@@ -110,7 +112,10 @@ func entries(all answers[localapi.MapDump]) (g *grid, omitted int) {
 			continue
 		}
 		if g.columns == nil {
-			g.columns = append(columns("ON"), columns(n.Value.Columns...)...)
+			g.columns = columns("ON")
+			for _, title := range n.Value.Columns {
+				g.columns = append(g.columns, column{title: strings.ToUpper(title)})
+			}
 		}
 		on := n.Node
 		if all.one {

@@ -23,6 +23,9 @@ const (
 	ExitUnreachable = 3 // no agent answered
 )
 
+// defaultConfig is where a node has the agent's configuration.
+const defaultConfig = "/etc/strait/config.yaml"
+
 // Env is the world as the command sees it. Out, Err, Getenv and Now are required.
 type Env struct {
 	Version string

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -212,5 +213,17 @@ func TestNodesMayNotBeListed(t *testing.T) {
 	s.noNodes = true
 	if stdout, stderr, code := (terminal{}).run("get", "endpoints", "--kubeconfig", s.kubeconfig(t)); code != 0 || !strings.Contains(stdout, "web-3") {
 		t.Errorf("= %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// The screen of a person whose agent has ended says why it did.
+func TestAgentThatEnded(t *testing.T) {
+	dir := t.TempDir()
+	if err := localapi.WriteFailure(dir, errors.New("masqueradePorts overlap ip_local_port_range")); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, code := terminal{}.run("status", "--socket", filepath.Join(dir, "agent.sock"))
+	if code != cli.ExitUnreachable || !strings.Contains(stderr, "no agent runs on this node") || !strings.Contains(stderr, "ago: masqueradePorts overlap") {
+		t.Errorf("= %d %s", code, stderr)
 	}
 }

@@ -107,7 +107,7 @@ func (a *app) nodeNames(ctx context.Context) []string {
 // mapNames are the maps of the first node that answers.
 func (a *app) mapNames(ctx context.Context) []string {
 	a.timeout = completionLimit
-	all, err := ask(ctx, a, question[objects]{args: []string{"bpf", "list"}, local: localObjects})
+	all, err := ask(ctx, a, question[objects]{args: []string{"bpf", "list"}, local: localObjects, kernel: kernelObjects})
 	if err != nil {
 		return nil
 	}

@@ -331,9 +331,9 @@ func (v *screen) verbose(s localapi.Status) {
 	}
 	v.section("From Kubernetes", g)
 
-	v.section("Packets since the maps were made", counters(s.Counters))
-	v.section("Programs", programs(s.Programs))
-	v.section("Maps", maps(s.Maps))
+	v.section("Packets since the maps were made", counterGrid(s.Counters))
+	v.section("Programs", programGrid(s.Programs))
+	v.section("Maps", mapGrid(s.Maps))
 
 	g = &grid{columns: columns("NODE", "ADDRESS", "ANSWERS", "RTT#", "CHECKED", "ERROR")}
 	for _, p := range s.Health.Peers {
@@ -359,8 +359,8 @@ func yes(b bool) string {
 	return "no"
 }
 
-// counters lists what packets met, drops first; what never happened is left out.
-func counters(all []localapi.Counter) *grid {
+// counterGrid lists what packets met, drops first; what never happened is left out.
+func counterGrid(all []localapi.Counter) *grid {
 	g := &grid{columns: columns("VERDICT", "PACKETS#", "BYTES#", "REASON", "+ID")}
 	sorted := slices.Clone(all)
 	slices.SortStableFunc(sorted, func(x, y localapi.Counter) int {
@@ -384,7 +384,7 @@ func counters(all []localapi.Counter) *grid {
 	return g
 }
 
-func programs(all []localapi.Program) *grid {
+func programGrid(all []localapi.Program) *grid {
 	g := &grid{columns: columns("PROGRAM", "HOOK", "TARGET", "ID#", "+LINK#", "+PIN")}
 	for _, p := range all {
 		g.add(p.Name, p.Hook, p.Target, id(p.ID), id(p.LinkID), p.Pin)
@@ -399,7 +399,7 @@ func id(n uint32) string {
 	return strconv.FormatUint(uint64(n), 10)
 }
 
-func maps(all []localapi.Map) *grid {
+func mapGrid(all []localapi.Map) *grid {
 	g := &grid{columns: columns("MAP", "TYPE", "ENTRIES#", "MAX#", "FILL#", "+BYTES#")}
 	for _, m := range all {
 		entries, most, bytes := "", "", ""

@@ -40,7 +40,7 @@ DaemonSet first. With --verify it looks again at the end and says what it looked
 		Args:    exactArgs(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.uninstall(cmd.Context(), o) },
 	}
-	cmd.Flags().StringVar(&o.config, "config", "/etc/strait/config.yaml", "configuration of the agent, for its paths; defaults where there is none")
+	cmd.Flags().StringVar(&o.config, "config", defaultConfig, "configuration of the agent, for its paths; defaults where there is none")
 	cmd.Flags().BoolVar(&o.verify, "verify", false, "prove that nothing is left")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only print what would be removed")
 	return []*cobra.Command{cmd}

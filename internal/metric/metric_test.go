@@ -27,6 +27,8 @@ import (
 
 var update = flag.Bool("update", false, "write docs/reference/metrics.md")
 
+//go:generate go test . -run TestReference -update
+
 const reference = "../../docs/reference/metrics.md"
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -1,0 +1,23 @@
+//go:build !linux
+
+package cli
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/strait-net/strait/internal/localapi"
+)
+
+// Nodes run Linux: elsewhere there is nothing to work on or to read.
+
+var errNoNode = errors.New("this machine is no node")
+
+func (a *app) nodeCmds() []*cobra.Command { return nil }
+
+func pinned() bool { return false }
+
+func kernelObjects() (objects, error) { return objects{}, errNoNode }
+
+func kernelDump(string, int) (localapi.MapDump, error) { return localapi.MapDump{}, errNoNode }
