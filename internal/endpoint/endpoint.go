@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"syscall"
@@ -210,10 +211,13 @@ func (k *Keeper) publish(r *record, index int, wrong string) {
 	}
 	k.cfg.Table.Write(func(tx *table.Txn[state.Endpoint]) {
 		row.Since = k.cfg.Now()
-		if old, _, ok := tx.Get(row.Key()); ok && old.Phase == row.Phase {
+		old, _, known := tx.Get(row.Key())
+		if known && old.Phase == row.Phase {
 			row.Since = old.Since
 		}
-		tx.Insert(row)
+		if !known || !reflect.DeepEqual(old, row) { // who watches is not woken for nothing
+			tx.Insert(row)
+		}
 	})
 }
 

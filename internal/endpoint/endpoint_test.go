@@ -142,6 +142,21 @@ func TestCheckListsDifferences(t *testing.T) {
 	}
 }
 
+func TestVerifyOfWhatIsRightChangesNothing(t *testing.T) {
+	b := newBench(t)
+	l := b.start()
+	mustAdd(t, l, "a")
+	before := b.state.Endpoints.Snapshot().Revision()
+	l.disturb(0, none, false)
+	l.k.Verify(t.Context())
+	if after := b.state.Endpoints.Snapshot().Revision(); after != before {
+		t.Errorf("revision %d, before %d", after, before)
+	}
+	if len(l.steps) > 0 {
+		t.Errorf("the kernel was written to: %v", l.steps)
+	}
+}
+
 func TestGC(t *testing.T) {
 	b := newBench(t)
 	l := b.start()

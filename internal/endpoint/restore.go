@@ -93,12 +93,11 @@ func (k *Keeper) restoreRecord(r *record) {
 	}
 }
 
-// verify compares a complete attachment with the kernel, repairs what can be when something differs or always, and publishes
-// the outcome. It returns what was different.
-func (k *Keeper) verify(r *record, always bool) (found []string) {
+// verify compares a complete attachment with the kernel, repairs what can be, and publishes the outcome. It returns what was
+// different. With renew the programs and entries are written before: at a start the programs are other ones than those attached.
+func (k *Keeper) verify(r *record, renew bool) (found []string) {
 	index, err := k.cfg.Links.Index(r.Device)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
+	if errors.Is(err, os.ErrNotExist) {
 		found = append(found, fmt.Sprintf("interface %s is missing", r.Device))
 		// A veth pair ends with the namespace of either end, so only now can the sandbox be gone. A path that is not there
 		// says less: it may be hidden from the agent by its mounts.
@@ -109,32 +108,26 @@ func (k *Keeper) verify(r *record, always bool) (found []string) {
 			}
 			return found
 		}
+		renew = true
 		index, err = k.cfg.Links.AddPod(k.pod(r))
-	case err != nil:
-		k.publish(r, 0, err.Error())
-		return found
 	}
-	if err == nil {
-		var before []string
-		before, err = k.inspect(r)
-		found = append(found, before...)
-	}
-	if err == nil && (always || len(found) > 0) {
+	if err == nil && renew {
 		err = k.program(r, index)
 	}
-	if err == nil && len(found) > 0 {
-		err = k.cfg.Links.SetPodMTU(k.pod(r))
+	var wrong []string
+	if err == nil {
+		wrong, err = k.inspect(r)
+		found = append(found, wrong...)
 	}
-	wrong := ""
-	if err == nil && len(found) > 0 {
-		var after []string
-		after, err = k.inspect(r)
-		wrong = strings.Join(after, "; ")
+	if err == nil && len(wrong) > 0 {
+		if err = errors.Join(k.program(r, index), k.cfg.Links.SetPodMTU(k.pod(r))); err == nil {
+			wrong, err = k.inspect(r)
+		}
 	}
 	if err != nil {
-		wrong = strings.TrimPrefix(wrong+"; "+err.Error(), "; ")
+		wrong = append(wrong, err.Error())
 	}
-	k.publish(r, index, wrong)
+	k.publish(r, index, strings.Join(wrong, "; "))
 	return found
 }
 
