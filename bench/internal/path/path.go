@@ -10,8 +10,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/strait-net/strait/bench/internal/bill"
 	"github.com/strait-net/strait/bench/internal/node"
+	"github.com/strait-net/strait/bench/internal/progcost"
 	"github.com/strait-net/strait/bench/internal/rr"
 	"github.com/strait-net/strait/bench/internal/toolbox"
 	"github.com/strait-net/strait/bench/internal/wire"
@@ -34,7 +36,27 @@ type Path struct {
 	Server  End
 	Address map[int]netip.Addr // by family, 4 and 6
 	Witness []Witness
-	Pins    string // bpffs directory, as the machine sees it, with the programs on the path; empty: none
+	Nodes   []*node.Node // whose BPF programs are on the path; empty: none
+}
+
+// Programs reads what the BPF programs on the path have cost so far.
+func (p *Path) Programs() (map[ebpf.ProgramID]progcost.Total, error) {
+	totals := map[ebpf.ProgramID]progcost.Total{}
+	for _, n := range p.Nodes {
+		if err := progcost.Linked(totals, n.Root("/sys/fs/bpf/strait")); err != nil {
+			return nil, fmt.Errorf("path %s: %w", p.Name, err)
+		}
+		filters, err := n.Space.Programs()
+		if err != nil {
+			return nil, fmt.Errorf("path %s: %w", p.Name, err)
+		}
+		for _, id := range filters {
+			if err := progcost.Add(totals, ebpf.ProgramID(id)); err != nil {
+				return nil, fmt.Errorf("path %s: %w", p.Name, err)
+			}
+		}
+	}
+	return totals, nil
 }
 
 // Witness is a device that has to count the packets of the path, or the path is not what its name says.

@@ -142,9 +142,9 @@ func (c *Strait) pods(i int, names ...string) ([]pod, error) {
 }
 
 func (c *Strait) path(name string, on [2]int, client, server pod) (*Path, error) {
-	n := c.nodes[on[0]]
-	p := &Path{Name: name, About: c.about(), Address: server.address, Witness: []Witness{{n.Space, client.device}}, Pins: n.Root("/sys/fs/bpf/strait")}
-	return c.site.between(p, [2]*node.Node{n.Node, c.nodes[on[1]].Node}, client, server)
+	nodes := [2]*node.Node{c.nodes[on[0]].Node, c.nodes[on[1]].Node}
+	p := &Path{Name: name, About: c.about(), Address: server.address, Witness: []Witness{{nodes[0].Space, client.device}}, Nodes: nodes[:]}
+	return c.site.between(p, nodes, client, server)
 }
 
 // SameNode is a path between two new pods of the first node.

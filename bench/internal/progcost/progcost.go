@@ -32,24 +32,34 @@ func Enable() (io.Closer, error) {
 	return c, nil
 }
 
-// Read returns the programs behind the links pinned anywhere below dir, by program id.
-func Read(dir string) (map[ebpf.ProgramID]Total, error) {
-	out := map[ebpf.ProgramID]Total{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+// Linked adds the programs behind the links pinned anywhere below dir to totals, by program id.
+func Linked(totals map[ebpf.ProgramID]Total, dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
 		id, ok := program(path)
-		if _, seen := out[id]; !ok || seen {
+		if !ok {
 			return nil
 		}
-		out[id], err = read(id)
-		if err != nil {
-			return fmt.Errorf("program of link %s: %w", path, err)
+		if err := Add(totals, id); err != nil {
+			return fmt.Errorf("link %s: %w", path, err)
 		}
 		return nil
 	})
-	return out, err
+}
+
+// Add reads a program unless totals has it.
+func Add(totals map[ebpf.ProgramID]Total, id ebpf.ProgramID) error {
+	if _, seen := totals[id]; seen {
+		return nil
+	}
+	total, err := read(id)
+	if err != nil {
+		return fmt.Errorf("program %d: %w", id, err)
+	}
+	totals[id] = total
+	return nil
 }
 
 // program returns the program of a pinned link, false for a pinned map or program.

@@ -104,7 +104,7 @@ func (r *Run) Markdown(file string) string {
 		r.Settings.ClientCPU, r.Settings.ServerCPU)
 	f("A value without a unit is the median over the rounds of subject / against within a round, with its bootstrap 95 %% interval. *Noise* is the\n")
 	f("same for the direct veth measured twice per round: a ratio inside it says nothing. *CPU/op* is the ratio of CPU time of both ends per operation\n")
-	f("(below 1: cheaper). *Undecided*: the interval contains the target.\n\n")
+	f("(below 1: cheaper). A verdict needs the interval, widened by the noise, on one side of the target, else it is *undecided*.\n\n")
 	f("%s\n\n", strings.TrimSpace(r.summary()))
 	row := func(cells []string) { f("| %s |\n", strings.Join(cells, " | ")) }
 	row(header())

@@ -102,7 +102,7 @@ func (c CNI) Kind() string {
 // Verdict is what a figure says about its target.
 type Verdict string
 
-// The verdicts. Undecided: the interval contains the target, more or longer rounds are needed.
+// The verdicts. Undecided: the target is within interval and noise; more or longer rounds or a quieter machine are needed.
 const (
 	Met       Verdict = "met"
 	Missed    Verdict = "missed"
@@ -141,11 +141,15 @@ func (b Bound) String() string {
 	return fmt.Sprintf(">= %g", b.Value)
 }
 
-// Judge compares an interval with the bound: the whole interval has to be on one side for a decision.
-func (b Bound) Judge(i stat.Interval) Verdict {
+// Judge compares an interval with the bound: the whole interval, widened by the noise of the run, has to be on one side for a
+// decision. The band is empty for figures that are not ratios of rates.
+func (b Bound) Judge(i, band stat.Interval) Verdict {
 	lo, hi := i.Lo, i.Hi
+	if band.N > 0 {
+		lo, hi = lo*max(0, band.Lo), hi*band.Hi
+	}
 	if b.AtMost {
-		lo, hi = -i.Hi, -i.Lo
+		lo, hi = -hi, -lo
 	}
 	bound := b.Value
 	if b.AtMost {

@@ -27,8 +27,18 @@ func TestBoundJudges(t *testing.T) {
 		{Bound{}, at(0, 9), NoTarget},
 		{Bound{Value: 1}, stat.Interval{}, NoTarget},
 	} {
-		if got := c.b.Judge(c.i); got != c.want {
+		if got := c.b.Judge(c.i, stat.Interval{}); got != c.want {
 			t.Errorf("%s judges %v as %q, want %q", c.b, c.i, got, c.want)
+		}
+	}
+}
+
+// On a noisy machine a narrow interval is luck: the floor itself moved by as much.
+func TestNoiseWidensTheInterval(t *testing.T) {
+	b, i := Bound{Value: 0.9}, stat.Interval{Mid: 0.94, Lo: 0.93, Hi: 0.95, N: 15}
+	for half, want := range map[float64]Verdict{0.01: Met, 0.1: Undecided, 2: Undecided} {
+		if got := b.Judge(i, stat.Interval{Mid: 1, Lo: 1 - half, Hi: 1 + half, N: 15}); got != want {
+			t.Errorf("noise of %v: %q, want %q", half, got, want)
 		}
 	}
 }

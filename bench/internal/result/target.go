@@ -62,7 +62,7 @@ func (r *Run) Judge() {
 		bound := Bound{Value: 60, AtMost: true}
 		value := exact(float64(a.RSSKiB) / 1024)
 		r.Rows = append(r.Rows, Row{Row: "9", Metric: "idle agent RSS, " + a.About, Subject: a.Name, Value: value, Unit: "MiB", Target: bound.String(),
-			Verdict: bound.Judge(value)})
+			Verdict: bound.Judge(value, stat.Interval{})})
 	}
 }
 
@@ -91,10 +91,9 @@ func (r *Run) compare(c comparison) []Row {
 		first, _ := r.series(Floor, s.Test)
 		second, _ := r.series(measure.Again(Floor), s.Test)
 		mode, family, _ := strings.Cut(s.Test, "/")
-		bound := Bound{Value: c.bounds[mode]}
-		rows = append(rows, Row{Row: c.row, Metric: metric(mode, family), Subject: c.subject, Against: c.against, Value: value,
-			Band: stat.Band(first.Rate, second.Rate), CPU: stat.MedianInterval(stat.Ratios(s.CPU, against.CPU)), Target: bound.String(),
-			Verdict: bound.Judge(value)})
+		bound, band := Bound{Value: c.bounds[mode]}, stat.Band(first.Rate, second.Rate)
+		rows = append(rows, Row{Row: c.row, Metric: metric(mode, family), Subject: c.subject, Against: c.against, Value: value, Band: band,
+			CPU: stat.MedianInterval(stat.Ratios(s.CPU, against.CPU)), Target: bound.String(), Verdict: bound.Judge(value, band)})
 	}
 	return rows
 }
@@ -120,7 +119,7 @@ func (r *Run) judgeCNI() []Row {
 		if i >= 0 && c.Plugin != PTP {
 			value := stat.MedianInterval(stat.Ratios(c.Ms, r.CNI[i].Ms))
 			rows = append(rows, Row{Row: "6", Metric: c.Kind() + ": time", Subject: c.Plugin, Against: PTP, Value: value, Target: ratio.String(),
-				Verdict: ratio.Judge(value)})
+				Verdict: ratio.Judge(value, stat.Interval{})})
 		}
 		rows = append(rows, absolute(c.Kind()+": p50", c.Plugin, stat.Median(c.Ms), "ms", Bound{}),
 			absolute(c.Kind()+": p99", c.Plugin, stat.Quantile(c.Ms, 0.99), "ms", p99))
@@ -135,5 +134,5 @@ func (r *Run) judgeCNI() []Row {
 }
 
 func absolute(metric, subject string, x float64, unit string, b Bound) Row {
-	return Row{Row: "6", Metric: metric, Subject: subject, Value: exact(x), Unit: unit, Target: b.String(), Verdict: b.Judge(exact(x))}
+	return Row{Row: "6", Metric: metric, Subject: subject, Value: exact(x), Unit: unit, Target: b.String(), Verdict: b.Judge(exact(x), stat.Interval{})}
 }

@@ -324,14 +324,14 @@ func (r *rig) programs(ctx context.Context) error {
 	}
 	defer func() { _ = stats.Close() }()
 	for _, p := range r.paths {
-		if p.Pins == "" {
+		if len(p.Nodes) == 0 {
 			continue
 		}
 		for _, t := range r.Tests {
 			if skip(p.Name, t) || ctx.Err() != nil {
 				continue
 			}
-			before, err := progcost.Read(p.Pins)
+			before, err := p.Programs()
 			if err != nil {
 				return err
 			}
@@ -339,7 +339,7 @@ func (r *rig) programs(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			after, err := progcost.Read(p.Pins)
+			after, err := p.Programs()
 			if err != nil {
 				return err
 			}

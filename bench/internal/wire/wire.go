@@ -198,6 +198,32 @@ func (e End) settle() error {
 	})
 }
 
+// Programs returns the ids of the BPF programs that tc filters run on any device of the namespace.
+func (n *Namespace) Programs() ([]uint32, error) {
+	var ids []uint32
+	err := n.with(func(h *netlink.Handle) error {
+		links, err := h.LinkList()
+		if err != nil {
+			return fmt.Errorf("list devices: %w", err)
+		}
+		for _, link := range links {
+			for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+				filters, err := h.FilterList(link, parent)
+				if err != nil {
+					continue // no clsact qdisc
+				}
+				for _, f := range filters {
+					if b, ok := f.(*netlink.BpfFilter); ok {
+						ids = append(ids, uint32(b.Id))
+					}
+				}
+			}
+		}
+		return nil
+	})
+	return ids, err
+}
+
 // Packets returns the sum of received and sent packets of a device.
 func (n *Namespace) Packets(device string) (uint64, error) {
 	var total uint64
