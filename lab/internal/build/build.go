@@ -32,7 +32,7 @@ type Program struct {
 	Names                          []string // the names it answers to; empty: its own
 }
 
-// Programs are all that a lab runs and did not write itself, and its own pause.
+// Programs are all that a lab runs and did not write itself, and its own pause and probe.
 func Programs() []Program {
 	const containerd, plugins = "github.com/containerd/containerd/v2/cmd/", "github.com/containernetworking/plugins/plugins/"
 	programs := []Program{
@@ -45,6 +45,7 @@ func Programs() []Program {
 		{Name: "runc", Module: "runtime", Package: "github.com/opencontainers/runc", Tags: "seccomp,netgo,osusergo", CGO: true},
 		{Name: "coredns", Module: "coredns", Package: "."},
 		{Name: "pause", Module: "pause", Package: "."},
+		{Name: "probe", Module: "probe", Package: "."},
 	}
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 		programs = append(programs, Program{
@@ -197,7 +198,7 @@ func (b Builder) key(p Program, goVersion string) (string, error) {
 	for _, file := range append(sources, filepath.Join(dir, "go.mod"), filepath.Join(dir, "go.sum")) {
 		content, err := os.ReadFile(file)
 		if errors.Is(err, os.ErrNotExist) {
-			continue // pause has no module of its own
+			continue // pause and probe are part of the lab's module
 		}
 		if err != nil {
 			return "", err

@@ -84,7 +84,7 @@ func New() (*cobra.Command, error) {
 		upCommand(p, name), downCommand(p, name), listCommand(p), statusCommand(p, name), nodeCommand(p, name),
 		shellCommand(p, name), kubeconfigCommand(p, name), kubectlCommand(p, name), logsCommand(p, name),
 		installCommand(p, name), imageCommand(p), buildCommand(p),
-		superviseCommand(), enterCommand(), initCommand(),
+		superviseCommand(), enterCommand(), initCommand(), webCommand(),
 	)
 	return root, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/strait-net/strait/lab/internal/node"
 	"github.com/strait-net/strait/lab/internal/supervisor"
+	"github.com/strait-net/strait/lab/internal/world"
 )
 
 // progressFd is where the inner commands find the pipe that their starter reads.
@@ -52,5 +53,12 @@ func initCommand() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			return node.Init(args[0], progress())
 		},
+	}
+}
+
+func webCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "outside-web", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return world.Serve() },
 	}
 }

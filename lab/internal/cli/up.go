@@ -73,7 +73,10 @@ func up(ctx context.Context, p places, spec topology.Spec) error {
 
 // prepare makes binaries and images.
 func prepare(ctx context.Context, p places, s *screen.Screen, spec topology.Spec) (supervisor.Config, error) {
-	config := supervisor.Config{Spec: spec, State: p.state(spec.Name), Images: imageDir(p), NodeCommand: []string{"lab", "node-enter"}}
+	config := supervisor.Config{
+		Spec: spec, State: p.state(spec.Name), Images: imageDir(p),
+		NodeCommand: []string{"lab", "node-enter"}, WebCommand: []string{"lab", "outside-web"},
+	}
 	if err := installPackages(ctx, s); err != nil {
 		return config, err
 	}

@@ -41,7 +41,7 @@ func StraitSpec(bin string) Spec {
 
 // applets are what scripts in test pods call; busybox answers to all of them.
 func applets() []string {
-	return []string{"sh", "ls", "cat", "echo", "sleep", "env", "date", "head", "tail", "grep", "sed", "awk", "cut", "tr", "wc", "sort",
+	return []string{"ls", "cat", "echo", "sleep", "env", "date", "head", "tail", "grep", "sed", "awk", "cut", "tr", "wc", "sort",
 		"uniq", "seq", "test", "true", "false", "timeout", "kill", "ps", "id", "hostname", "mkdir", "rm", "cp", "mv", "ln", "touch", "chmod",
 		"chown", "stat", "dd", "tee", "xargs", "find", "mount", "umount", "df", "du", "wget", "traceroute", "traceroute6", "nslookup", "vi",
 		"top", "netstat", "ifconfig", "route", "arp", "md5sum", "sha256sum", "printf", "expr", "basename", "dirname", "readlink", "which", "nproc", "usleep"}
@@ -56,6 +56,7 @@ func ToolPackages() []string {
 func AgnhostSpec(bin string) (Spec, error) {
 	files := map[string]File{
 		"/agnhost":           {Source: filepath.Join(bin, "agnhost"), Mode: 0o755},
+		"/bin/probe":         {Source: filepath.Join(bin, "probe"), Mode: 0o755},
 		"/agnhost-2":         {Link: "agnhost"},
 		"/bin/busybox":       {Source: "/bin/busybox", Mode: 0o755},
 		"/etc/passwd":        {Text: "root:x:0:0:root:/root:/bin/sh\nuser-defined-in-image:x:1000:1000::/:/bin/sh\n", Mode: 0o644},

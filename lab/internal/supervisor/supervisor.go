@@ -37,6 +37,8 @@ type Config struct {
 	Load   []string // archives every node imports
 	// NodeCommand is the argument list, without the node's directory, that makes this executable a node's first stage.
 	NodeCommand []string
+	// WebCommand is the argument list that makes this executable the web server outside.
+	WebCommand []string
 }
 
 // Event is one line of progress; Error is set on the last line of a failed start.
@@ -207,7 +209,7 @@ const (
 func (s *Supervisor) startOutside() error {
 	logs := controlplane.Logs(s.config.State)
 	err := s.table.Keep(process.Command{
-		Path: filepath.Join(s.config.Bin, "agnhost"), Args: []string{"agnhost", "netexec", "--http-port=80", "--udp-port=8081"},
+		Path: "/proc/self/exe", Args: s.config.WebCommand,
 		Log: filepath.Join(logs, webLog), Net: s.outside,
 	})
 	if err != nil {
