@@ -1,0 +1,139 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+// counts is what probe load prints for one URL.
+type counts struct {
+	URL      string
+	Requests int
+	Lost     int
+	Slowest  time.Duration
+	Errors   []string
+	Servers  map[string]int
+}
+
+// underLoad sends requests from a pod to pods on all nodes and to the service, over new and over kept connections, while
+// disturb runs, and fails the test for each lost one.
+func underLoad(t *testing.T, duration time.Duration, disturb func(ctx context.Context) error) {
+	t.Helper()
+	from := shared.nodes[0]
+	var urls []string
+	for _, ip := range clusterIPs(t) {
+		urls = append(urls, "http://"+netip.AddrPortFrom(ip, 80).String()+"/hostname")
+	}
+	for _, n := range shared.nodes {
+		for _, a := range n.pods {
+			urls = append(urls, "http://"+netip.AddrPortFrom(a, serverPort).String()+"/hostname")
+		}
+	}
+	type answer struct {
+		out string
+		err error
+	}
+	done := make(chan answer, 1)
+	go func() {
+		out, err := shared.inPod(t.Context(), shared.namespace, from.server, fmt.Sprintf("probe load %s %s", duration, strings.Join(urls, " ")))
+		done <- answer{out, err}
+	}()
+	time.Sleep(time.Second) // let the load begin
+	if err := disturb(t.Context()); err != nil {
+		t.Error(err)
+	}
+	a := <-done
+	if a.err != nil {
+		t.Fatal(a.err)
+	}
+	total := 0
+	for line := range strings.Lines(a.out) {
+		var c counts
+		if err := json.Unmarshal([]byte(line), &c); err != nil {
+			t.Fatal(err)
+		}
+		total += c.Requests
+		if c.Lost > 0 {
+			t.Errorf("%s: %d of %d requests lost: %s", c.URL, c.Lost, c.Requests, strings.Join(c.Errors, "; "))
+		}
+		if c.Requests < 100 {
+			t.Errorf("%s: only %d requests in %s", c.URL, c.Requests, duration)
+		}
+		if c.Slowest > time.Second {
+			t.Errorf("%s: the slowest of %d took %s: packets were lost and sent again", c.URL, c.Requests, c.Slowest)
+		}
+	}
+	t.Logf("%d requests", total)
+}
+
+func needStrait(t *testing.T) {
+	t.Helper()
+	if shared.spec().CNI != "strait" {
+		t.Skip("this lab runs without Strait")
+	}
+}
+
+// OPS-2: kill -9 of every agent, several times, loses no request.
+func TestOPS2_AgentKilledUnderLoad(t *testing.T) {
+	needStrait(t)
+	underLoad(t, 10*time.Second, func(ctx context.Context) error {
+		for range 2 {
+			for _, n := range shared.nodes {
+				// Only processes of the node's own PID namespace can be met here.
+				if _, err := shared.onMachine(ctx, n.name, "pkill -9 -x strait-agent"); err != nil {
+					return err
+				}
+			}
+			time.Sleep(3 * time.Second)
+		}
+		return nil
+	})
+	settle(t)
+}
+
+// OPS-2: while the agents are away, pods go on, and those that start afterwards work.
+func TestOPS2_PodsStartAfterAnAgentDied(t *testing.T) {
+	needStrait(t)
+	last := shared.nodes[len(shared.nodes)-1]
+	if _, err := shared.onMachine(t.Context(), last.name, "pkill -9 -x strait-agent"); err != nil {
+		t.Fatal(err)
+	}
+	if err := shared.create(t.Context(), pod("late", last.name, "netexec", "--http-port=8080")); err != nil {
+		t.Fatal(err)
+	}
+	defer shared.remove(t, "late")
+	settle(t)
+	p := shared.wait(t, "late")
+	for _, ip := range p.Status.PodIPs {
+		out, err := shared.inPod(t.Context(), shared.namespace, shared.nodes[0].server, ask(netip.MustParseAddr(ip.IP), serverPort))
+		if got, want := seen(t, out, err), same(shared.nodes[0].pods, netip.MustParseAddr(ip.IP)); got != want {
+			t.Errorf("the late pod sees %s, want %s", got, want)
+		}
+	}
+}
+
+// OPS-2: an upgrade, which replaces every agent's pod, loses no request.
+func TestOPS2_RolloutUnderLoad(t *testing.T) {
+	needStrait(t)
+	underLoad(t, 20*time.Second, func(ctx context.Context) error {
+		if err := shared.waiter.Restart(ctx, "kube-system", "app.kubernetes.io/name=strait-agent"); err != nil {
+			return err
+		}
+		return shared.waiter.WaitPods(ctx, "kube-system")
+	})
+}
+
+// settle waits until all agents are ready again.
+func settle(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := shared.waiter.WaitPods(ctx, "kube-system"); err != nil {
+		t.Fatal(err)
+	}
+}
