@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 	"time"
 
 	"github.com/strait-net/strait/internal/cni/wire"
@@ -33,14 +34,24 @@ func (s *Server) replay(ctx context.Context) {
 	}
 	s.queueMu.Lock()
 	defer s.queueMu.Unlock()
+	// In parallel, because a device takes the kernel 20 ms to remove, and a sweep of the connection table is shared.
+	var work sync.WaitGroup
+	slots := make(chan struct{}, replayParallel)
 	for _, name := range names {
-		err := s.replayOne(ctx, name)
-		s.report("queued delete "+name, err)
-		if err != nil {
-			s.cfg.Log.Error("queued delete", "file", name, "error", err)
-		}
+		slots <- struct{}{}
+		work.Go(func() {
+			defer func() { <-slots }()
+			err := s.replayOne(ctx, name)
+			s.report("queued delete "+name, err)
+			if err != nil {
+				s.cfg.Log.Error("queued delete", "file", name, "error", err)
+			}
+		})
 	}
+	work.Wait()
 }
+
+const replayParallel = 16
 
 // problemSource is the owner of the server's rows in the table of problems.
 const problemSource = "cni"
