@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -192,7 +193,7 @@ func (a *app) local(ctx context.Context) (*localapi.Client, error) {
 	return nil, usage("node %q: the agent of %s is that of node %q", a.node, socket, s.Node)
 }
 
-// localError says what to do about an agent that does not answer; an agent's own refusal is told as it is.
+// localError says what to do about an agent that does not answer; what an agent has answered is told as it is.
 func (a *app) localError(err error) error {
 	socket := a.socketName()
 	var exit *exitError
@@ -211,8 +212,10 @@ func (a *app) localError(err error) error {
 		return unreachable(fmt.Errorf("%s may be opened by root only: try sudo", socket))
 	case errors.Is(err, context.DeadlineExceeded):
 		return unreachable(fmt.Errorf("the agent of this node did not answer in %v", a.timeout))
+	case errors.As(err, new(*net.OpError)):
+		return unreachable(err)
 	}
-	return unreachable(err)
+	return err // the agent's own words
 }
 
 // absent reports whether nobody listens on the socket.

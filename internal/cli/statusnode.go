@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/strait-net/strait/internal/localapi"
 )
@@ -251,7 +252,7 @@ func (v *screen) datapath(s localapi.Status) {
 	v.line("Datapath", text)
 	fullest, fill := localapi.Map{}, -1.0
 	for _, m := range s.Maps {
-		if m.Max > 0 && m.Entries >= 0 && !strings.Contains(strings.ToLower(m.Type), "array") {
+		if m.Max > 0 && m.Entries >= 0 && !isArray(m) {
 			if f := float64(m.Entries) / float64(m.Max); f > fill {
 				fullest, fill = m, f
 			}
@@ -262,8 +263,11 @@ func (v *screen) datapath(s localapi.Status) {
 	}
 }
 
+// isArray reports whether the map has all its entries from the beginning.
+func isArray(m localapi.Map) bool { return strings.Contains(strings.ToLower(m.Type), "array") }
+
 func percent(m localapi.Map) string {
-	if m.Max == 0 || m.Entries < 0 {
+	if m.Max == 0 || m.Entries < 0 || isArray(m) {
 		return ""
 	}
 	return fmt.Sprintf("%.0f %%", 100*float64(m.Entries)/float64(m.Max))
@@ -337,7 +341,7 @@ func (v *screen) verbose(s localapi.Status) {
 
 	g = &grid{columns: columns("NODE", "ADDRESS", "ANSWERS", "RTT#", "CHECKED", "ERROR")}
 	for _, p := range s.Health.Peers {
-		look, rtt := green, p.RTT.String()
+		look, rtt := green, p.RTT.Round(10*time.Microsecond).String()
 		if !p.Reachable {
 			look, rtt = red, ""
 		}
@@ -413,7 +417,7 @@ func mapGrid(all []localapi.Map) *grid {
 			bytes = strconv.FormatUint(m.Bytes, 10)
 		}
 		look := plain
-		if m.Entries >= 0 && m.Max > 0 && m.Entries >= m.Max {
+		if m.Entries >= 0 && m.Max > 0 && m.Entries >= m.Max && !isArray(m) {
 			look = yellow
 		}
 		g.add(cell{text: m.Name, style: look}, m.Type, entries, most, percent(m), bytes)
