@@ -126,6 +126,14 @@ func (r *rig) uplink(name string) {
 	}
 }
 
+// needTCX skips a test of tcx links on a kernel without.
+func needTCX(t *testing.T) {
+	t.Helper()
+	if !load.HaveTCX() {
+		t.Skip("needs tcx (Linux 6.6)")
+	}
+}
+
 func list(t *testing.T, a *Attacher) []string {
 	t.Helper()
 	all, err := a.List()
@@ -153,6 +161,9 @@ func TestEitherKindIsIdempotent(t *testing.T) {
 	for _, tcx := range []bool{true, false} {
 		kind := map[bool]string{true: "tcx", false: "clsact"}[tcx]
 		t.Run(kind, func(t *testing.T) {
+			if tcx {
+				needTCX(t)
+			}
 			nstest.In(t, "", func() {
 				r := newRig(t)
 				r.uplink("up0.7")
@@ -171,6 +182,7 @@ func TestEitherKindIsIdempotent(t *testing.T) {
 }
 
 func TestLinksAcrossRestart(t *testing.T) {
+	needTCX(t)
 	nstest.In(t, "", func() {
 		r := newRig(t)
 		r.uplink("up0.7")
@@ -240,6 +252,7 @@ func linkIDs(t *testing.T, tree pin.Tree) []string {
 }
 
 func TestDetachAll(t *testing.T) {
+	needTCX(t)
 	nstest.In(t, "", func() {
 		r := newRig(t)
 		r.uplink("up0")
@@ -269,6 +282,7 @@ func TestDetachAll(t *testing.T) {
 }
 
 func TestReadOnlyLinks(t *testing.T) {
+	needTCX(t)
 	nstest.In(t, "", func() {
 		r := newRig(t)
 		r.uplink("up0")
@@ -310,7 +324,7 @@ func TestCgroupAcrossRestart(t *testing.T) {
 	nstest.In(t, "", func() {
 		r := newRig(t)
 		one, other := cgroup(t), cgroup(t)
-		first := r.start(true)
+		first := r.start(load.HaveTCX())
 		if err := errors.Join(first.Cgroup(one), first.Cgroup(one)); err != nil {
 			t.Fatal(err)
 		}
@@ -318,7 +332,7 @@ func TestCgroupAcrossRestart(t *testing.T) {
 			t.Errorf("attached %q", got)
 		}
 		pins := linkIDs(t, r.tree)
-		second := r.start(true)
+		second := r.start(load.HaveTCX())
 		if err := second.Cgroup(one); err != nil {
 			t.Fatal(err)
 		}
@@ -352,7 +366,7 @@ func TestPodTrafficGoesOnAcrossRestarts(t *testing.T) {
 	nsA, nsB := nstest.NetNS(t), nstest.NetNS(t)
 	nstest.In(t, "", func() {
 		r := newRig(t)
-		a := r.start(true)
+		a := r.start(load.HaveTCX())
 		pods := []netdev.Pod{pod(nsA, 1), pod(nsB, 2)}
 		for _, p := range pods {
 			index, err := r.net.AddPod(p)
@@ -385,7 +399,7 @@ func TestPodTrafficGoesOnAcrossRestarts(t *testing.T) {
 		stop, echoed := make(chan struct{}), make(chan int)
 		go func() { echoed <- pingPong(t, client, server, stop) }()
 		for range 10 {
-			b := r.start(true)
+			b := r.start(load.HaveTCX())
 			for _, p := range pods {
 				if wrong, err := b.CheckPod(p.Device, 0); err != nil || len(wrong) != 2 {
 					t.Errorf("programs of the last start: %q, %v", wrong, err)
