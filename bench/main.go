@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -88,6 +89,7 @@ func parse(args []string) (rig.Config, error) {
 	f.BoolVar(&c.PeersOnly, "peers-only", false, "leave Strait out")
 	f.StringVar(&c.Out, "out", "", "directory of the results (default bench/results)")
 	f.StringVar(&c.Cache, "cache", "", "directory of built peers (default strait-bench in the user's cache)")
+	f.StringVar(&c.Bin, "bin", "", "directory with strait-agent and strait-cni (default: built from the tree)")
 	f.IntVar(&c.ServerCPU, "server-cpu", 0, "CPU of the server")
 	f.IntVar(&c.ClientCPU, "client-cpu", runtime.NumCPU()-1, "CPU of the client")
 	if err := f.Parse(args); err != nil {
@@ -97,6 +99,13 @@ func parse(args []string) (rig.Config, error) {
 		given := map[string]bool{}
 		f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 		shorten(&c, given)
+	}
+	if c.Bin != "" {
+		bin, err := filepath.Abs(c.Bin)
+		if err != nil {
+			return c, err
+		}
+		c.Bin = bin
 	}
 	if *all && *rows != "" {
 		return c, errors.New("--all and --rows exclude each other")

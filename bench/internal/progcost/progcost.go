@@ -98,6 +98,9 @@ type Cost struct {
 	NsPerRun  float64 `json:"ns_per_run"`
 }
 
+// rare is the number of runs per operation below which a program belongs to the start of a sample, not to its operations.
+const rare = 0.02
+
 // Between returns the programs that ran between two readings in which ops operations were made, programs of one name summed.
 func Between(before, after map[ebpf.ProgramID]Total, ops uint64) []Cost {
 	sum := map[string]Total{}
@@ -116,6 +119,9 @@ func Between(before, after map[ebpf.ProgramID]Total, ops uint64) []Cost {
 	var out []Cost
 	for _, name := range sorted(names) {
 		t := sum[name]
+		if float64(t.Runs) < rare*float64(ops) {
+			continue
+		}
 		out = append(out, Cost{Name: name, RunsPerOp: float64(t.Runs) / float64(max(1, ops)), NsPerRun: float64(t.Time) / float64(t.Runs)})
 	}
 	return out

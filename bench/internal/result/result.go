@@ -71,7 +71,7 @@ type ProgramCost struct {
 // Agent is the memory of an idle agent.
 type Agent struct {
 	Name     string `json:"name"`
-	About    string `json:"about"`
+	Services int    `json:"services"`
 	RSSKiB   int    `json:"rss_kib"`
 	PSSKiB   int    `json:"pss_kib"`
 	CPUMilli int    `json:"cpu_milli"` // thousandths of a core while idle

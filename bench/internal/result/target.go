@@ -1,6 +1,7 @@
 package result
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -59,10 +60,13 @@ func (r *Run) Judge() {
 	}
 	r.Rows = append(r.Rows, r.judgeCNI()...)
 	for _, a := range r.Agents {
-		bound := Bound{Value: 60, AtMost: true}
+		row, bound := "9", Bound{Value: 60, AtMost: true}
+		if a.Services >= 10_000 {
+			row, bound = "8", Bound{Value: 100, AtMost: true}
+		}
 		value := exact(float64(a.RSSKiB) / 1024)
-		r.Rows = append(r.Rows, Row{Row: "9", Metric: "idle agent RSS, " + a.About, Subject: a.Name, Value: value, Unit: "MiB", Target: bound.String(),
-			Verdict: bound.Judge(value, stat.Interval{})})
+		r.Rows = append(r.Rows, Row{Row: row, Metric: fmt.Sprintf("idle agent RSS, %d services", a.Services), Subject: a.Name, Value: value, Unit: "MiB",
+			Target: bound.String(), Verdict: bound.Judge(value, stat.Interval{})})
 	}
 }
 

@@ -37,7 +37,7 @@ func (r *rig) agents(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			a := result.Agent{Name: fmt.Sprintf("agent %s-%d", c.Name, i+1), About: fmt.Sprintf("%d services", c.Services),
+			a := result.Agent{Name: fmt.Sprintf("agent %s-%d", c.Name, i+1), Services: c.Services,
 				CPUMilli: (after - before) * 1000 / ticks / int(idle/time.Second)}
 			if a.RSSKiB, err = rollup(dir, "Rss:"); err != nil {
 				return err

@@ -26,6 +26,7 @@ import (
 type Config struct {
 	Repo      string   // root of the repository
 	Cache     string   // see toolbox.New
+	Bin       string   // see toolbox.Box
 	Out       string   // directory of the results
 	Rows      []string // rows of the table of targets: 1, 2, 3, 6, 9
 	Rounds    int
@@ -67,6 +68,7 @@ func Run(ctx context.Context, c Config) (out *result.Run, err error) {
 	if r.box, err = toolbox.New(c.Cache, c.Repo, c.Say); err != nil {
 		return nil, err
 	}
+	r.box.Bin = c.Bin
 	program, err := r.build(ctx)
 	if err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ const (
 type Box struct {
 	Dir  string // cache
 	Repo string // root of the repository
+	Bin  string // directory with strait-agent and strait-cni that Strait leaves alone; empty: built from the tree
 	Say  func(format string, args ...any)
 }
 
@@ -46,8 +47,13 @@ func (b *Box) Plugins() string { return filepath.Join(b.Dir, "cni-plugins-"+Plug
 // Flanneld is flannel with leases in a directory.
 func (b *Box) Flanneld() string { return filepath.Join(b.Dir, "flanneld-"+FlannelVersion) }
 
-// StraitBin is where Strait's programs are built; they are rebuilt each time, which the Go build cache makes cheap.
-func (b *Box) StraitBin() string { return filepath.Join(b.Dir, "strait") }
+// StraitBin is where Strait's programs are; they are rebuilt each time, which the Go build cache makes cheap.
+func (b *Box) StraitBin() string {
+	if b.Bin != "" {
+		return b.Bin
+	}
+	return filepath.Join(b.Dir, "strait")
+}
 
 // RR builds the load program.
 func (b *Box) RR(ctx context.Context) (rr.Program, error) {
@@ -85,6 +91,9 @@ func (b *Box) Peers(ctx context.Context) error {
 
 // Strait builds the agent and the plugin from the tree.
 func (b *Box) Strait(ctx context.Context) error {
+	if b.Bin != "" {
+		return nil
+	}
 	b.Say("building Strait from the tree")
 	if err := os.MkdirAll(b.StraitBin(), 0o755); err != nil {
 		return err

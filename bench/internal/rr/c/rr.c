@@ -4,7 +4,7 @@
 //   rr server PORT            one child per mode and family on PORT+mode; prints "ready" when all listen
 //   rr client MODE ADDR PORT  runs one sample and prints one JSON line
 //
-// Common options: -c CPU pin, -n NICE, -g FILE write own pid into a cgroup.procs file (repeatable),
+// Common options: -c CPU pin, -r PRIORITY real-time (SCHED_FIFO), -g FILE write own pid into a cgroup.procs file (repeatable),
 // client only: -t MS measured time, -w MS warm-up.
 //
 // Modes and their ports: stream 0, rr 1, crr 2, udprr 3, udppps 4.
@@ -23,7 +23,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -312,7 +311,7 @@ int main(int argc, char **argv) {
 	uint64_t warm = 100, length = 1000;
 	int opt;
 	cpu_set_t cpus;
-	while ((opt = getopt(argc, argv, "+c:n:g:t:w:")) != -1) {
+	while ((opt = getopt(argc, argv, "+c:r:g:t:w:")) != -1) {
 		switch (opt) {
 		case 'c':
 			CPU_ZERO(&cpus);
@@ -320,7 +319,12 @@ int main(int argc, char **argv) {
 			if (sched_setaffinity(0, sizeof(cpus), &cpus))
 				die("pin to cpu");
 			break;
-		case 'n': setpriority(PRIO_PROCESS, 0, atoi(optarg)); break;
+		case 'r': {
+			struct sched_param param = {.sched_priority = atoi(optarg)};
+			if (sched_setscheduler(0, SCHED_FIFO, &param))
+				die("real-time priority");
+			break;
+		}
 		case 'g': join(optarg); break;
 		case 't': length = strtoull(optarg, NULL, 10); break;
 		case 'w': warm = strtoull(optarg, NULL, 10); break;
@@ -340,6 +344,6 @@ int main(int argc, char **argv) {
 				client(m, argv[2], atoi(argv[3]), warm * 1000000, length * 1000000);
 				return 0;
 			}
-	fprintf(stderr, "usage: rr [-c CPU] [-n NICE] [-g FILE] server PORT | [-t MS] [-w MS] client MODE ADDR PORT\n");
+	fprintf(stderr, "usage: rr [-c CPU] [-r PRIORITY] [-g FILE] server PORT | [-t MS] [-w MS] client MODE ADDR PORT\n");
 	return 2;
 }
