@@ -49,7 +49,9 @@ func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	log.Info("strait-operator starts", "version", version, "identity", *identity, "ipam", string(cfg.IPAM.Mode))
-	err = operator.Run(ctx, operator.Config{Config: cfg, Namespace: *namespace, Identity: *identity, Log: log})
+	err = operator.Run(ctx, operator.Config{
+		Config: cfg, Namespace: *namespace, Identity: *identity, Version: version, Log: log,
+	})
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		return nil
 	}

@@ -60,7 +60,7 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 }
 
 // MarshalJSON writes Go duration text.
-func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.Duration.String()) }
+func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
 
 // MasqueradePortRange returns the inclusive range of MasqueradePorts.
 func (c Config) MasqueradePortRange() (low, high uint16, err error) {

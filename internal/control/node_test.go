@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -17,7 +16,7 @@ import (
 	"github.com/strait-net/strait/internal/state"
 )
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // node reads "a 192.168.0.1 fd09::1 | 10.1.1.0/24 fd00:1::/64"; age is its name's first letter.
 func node(text string) state.Node {

@@ -112,7 +112,8 @@ func (d *Directory) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
-		case <-lost: // events overflowed: read everything
+		case err := <-lost: // events overflowed: read everything
+			d.log.Debug("events of the directory lost", "dir", d.dir, "err", err)
 		case <-time.After(pollEvery):
 		}
 		select {

@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -25,7 +24,7 @@ import (
 	"github.com/strait-net/strait/internal/table"
 )
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 var comparable = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 

@@ -50,11 +50,11 @@ func (e *Election) Run(ctx context.Context, lead func(context.Context) error) er
 	go func() { ended <- lead(leading) }()
 	lost := e.renew(ctx, ended)
 	cancel()
+	err := <-ended
 	if lost != nil {
-		<-ended
+		e.Log.Warn("lease lost", "lease", e.Namespace+"/"+e.Name, "err", lost, "work", err)
 		return lost
 	}
-	err := <-ended
 	e.release()
 	return err
 }
@@ -94,8 +94,7 @@ func (e *Election) renew(ctx context.Context, ended chan error) error {
 		switch {
 		case err == nil:
 			renewed = time.Now()
-		case ctx.Err() != nil:
-			return nil
+		case ctx.Err() != nil: // the next turn ends
 		case errors.Is(err, ErrLeaseLost):
 			return err
 		case time.Since(renewed) >= e.RenewWithin:

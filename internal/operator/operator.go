@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/strait-net/strait/internal/config"
@@ -35,6 +34,7 @@ type Config struct {
 	Config    config.Config
 	Namespace string // of the Lease
 	Identity  string // unique among the replicas
+	Version   string
 	Log       *slog.Logger
 	// Client speaks to the API server; nil: made from Config.API.
 	Client *kube.Client
@@ -50,7 +50,7 @@ func Run(ctx context.Context, c Config) error {
 		}
 		c.Client = client
 	}
-	registry := prometheus.NewRegistry()
+	registry := metric.NewRegistry("operator", c.Version)
 	o := &operator{Config: c, metrics: newMetrics(registry), pending: map[string][]netip.Prefix{}, accepted: map[string]bool{}}
 	group, ctx := errgroup.WithContext(ctx)
 	if c.Config.Operator.MetricsAddress != "" {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -78,7 +77,7 @@ func (r rig) run(yaml, identity string) func() error {
 	cfg := settings(yaml)
 	cfg.Operator.MetricsAddress = ""
 	go func() {
-		ended <- Run(ctx, Config{Config: cfg, Namespace: "kube-system", Identity: identity, Client: r.kube, Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+		ended <- Run(ctx, Config{Config: cfg, Namespace: "kube-system", Identity: identity, Client: r.kube, Log: slog.New(slog.DiscardHandler)})
 	}()
 	stop := sync.OnceValue(func() error { cancel(); return <-ended })
 	r.t.Cleanup(func() { _ = stop() })
@@ -166,7 +165,7 @@ func TestRace(t *testing.T) {
 	}
 	r := rig{t, admin, client}
 	ctx := t.Context()
-	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	log := slog.New(slog.DiscardHandler)
 	o := &operator{
 		Config:  Config{Config: settings(dualSmall), Client: client, Log: log, Identity: "x"},
 		metrics: newMetrics(prometheus.NewRegistry()), pending: map[string][]netip.Prefix{}, accepted: map[string]bool{},

@@ -82,7 +82,7 @@ func (s Service) Equal(o Service) bool {
 
 // NewServices returns the table of services, keyed by namespace/name.
 func NewServices() *table.Table[Service] {
-	return table.New("services", func(s Service) string { return s.ServiceName.String() })
+	return table.New("services", func(s Service) string { return s.String() })
 }
 
 // EndpointPort is one port of an EndpointSlice; Name ties it to the ServicePort of the same name.
