@@ -4,15 +4,16 @@
 /* The node that sent it is the one its source address belongs to. */
 static __noinline enum reason from_vx_sender(struct __sk_buff *skb, const struct packet *p)
 {
-	struct remote *owner;
+	struct remote *owner, *node;
 	struct addr sender;
 
 	if (!encap_sender(skb, &sender))
 		return REASON_TUNNEL_KEY;
 	owner = ipcache_lookup(&p->src);
-	if (!owner || !(owner->flags & (REMOTE_POD | REMOTE_NODE)) || !addr_equal(&owner->node, &sender))
+	if (!owner || !(owner->flags & (REMOTE_POD | REMOTE_NODE)) || !owner->node_id)
 		return REASON_TUNNEL_SPOOFED;
-	return 0;
+	node = ipcache_lookup(&sender);
+	return node && node->node_id == owner->node_id ? 0 : REASON_TUNNEL_SPOOFED;
 }
 
 /* Established connections were checked by their first packet. */

@@ -77,7 +77,7 @@ __noinline int error_unmasquerade(struct __sk_buff *skb, const struct packet *p,
 	if (!p || !pod || !packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst) || !error_inside_name(&in, &to))
 		return -1;
 	*pod = to.addr;
-	if (!endpoint_lookup(pod))
+	if (!endpoint_lookup(&to.addr))
 		return -1;
 	if (p->ttl <= 1)
 		return REASON_TTL_EXCEEDED;

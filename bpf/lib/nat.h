@@ -26,6 +26,16 @@ static __always_inline __u32 nat_hash(const struct packet *p)
 	return h >> 32;
 }
 
+static __always_inline void nat_key_from(struct nat_key *k, const struct packet *p, const struct addr *node)
+{
+	k->remote = p->dst;
+	k->node = *node;
+	k->remote_port = packet_is_icmp(p->proto) ? 0 : p->dport;
+	k->node_port = p->sport;
+	k->proto = p->proto;
+	k->pad[0] = k->pad[1] = k->pad[2] = 0;
+}
+
 /* A socket of the node that would get the replies. */
 static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct nat_key *k)
 {
@@ -79,14 +89,17 @@ static __always_inline bool nat_over(const struct ct_entry *ct, __u8 proto, bool
 	return ct_idle(ct, ct_now()) > ct_idle_limit(ct->flags, proto);
 }
 
-/* Enters the mapping for the packet's sender unless somebody lives there. 0: it is ours. */
-__noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct nat_key *k, int closed_too)
+/* Enters the mapping from the packet's sender to the given address and port unless somebody lives there. 0: it is ours. */
+__noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct rewrite *to, int closed_too)
 {
 	struct ct_entry *user = NULL;
 	struct nat_entry *e, ours = {};
+	struct nat_key key, *k = &key;
 
-	if (!p || !k)
+	if (!p || !to)
 		return -1;
+	nat_key_from(k, p, &to->addr);
+	k->node_port = to->port;
 	e = bpf_map_lookup_elem(&strait_nat, k);
 	if (e) {
 		if (addr_equal(&e->pod, &p->src) && e->pod_port == p->sport)
@@ -107,31 +120,22 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;
 }
 
-static __always_inline void nat_key_from(struct nat_key *k, const struct packet *p, const struct addr *node)
-{
-	k->remote = p->dst;
-	k->node = *node;
-	k->remote_port = packet_is_icmp(p->proto) ? 0 : p->dport;
-	k->node_port = p->sport;
-	k->proto = p->proto;
-	k->pad[0] = k->pad[1] = k->pad[2] = 0;
-}
-
-/* Finds a port for a new connection from p->src; k gets it. 0, or -1 when all tries met others. */
-static __always_inline int nat_allocate(struct __sk_buff *skb, const struct packet *p, struct nat_key *k)
+/* Finds a port for a new connection from p->src; to gets it. 0, or -1 when all tries met others. */
+static __always_inline int nat_allocate(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
 {
 	__u32 range = (__u32)cfg_masq_port_max - cfg_masq_port_min + 1;
 	__u32 first = nat_hash(p);
 
+	to->port = p->sport;
 	if (!nat_changes_port(p->proto))
-		return nat_claim(skb, p, k, true);
+		return nat_claim(skb, p, to, true);
 	if (!range)
 		return -1;
 	for (__u32 i = 0; i < 2 * NAT_TRIES; i++) {
 		__u32 at = (first + i % NAT_TRIES * NAT_STRIDE) % range;
 
-		k->node_port = bpf_htons(cfg_masq_port_min + at);
-		if (!nat_claim(skb, p, k, i >= NAT_TRIES))
+		to->port = bpf_htons(cfg_masq_port_min + at);
+		if (!nat_claim(skb, p, to, i >= NAT_TRIES))
 			return 0;
 	}
 	return -1;
@@ -162,7 +166,6 @@ static __always_inline struct nat_entry *nat_reverse(const struct packet *p)
 __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
 {
 	struct ct_entry *ct;
-	struct nat_key nk;
 	struct ct_key key;
 	__u32 dir, seen;
 
@@ -175,19 +178,16 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 		return REASON_CT_INSERT;
 	seen = ct->last_seen;
 	ct_update(ct, p, dir);
-	nat_key_from(&nk, p, &to->addr);
 	if (ct->flags & CT_NAT && addr_equal(&ct->nat_addr, &to->addr)) {
-		nk.node_port = to->port = ct->nat_port;
+		to->port = ct->nat_port;
 		/* Once a second the mapping is looked at, lest it grow old in the LRU while only we send. */
-		if (seen == ct->last_seen || !nat_claim(skb, p, &nk, true))
+		if (seen == ct->last_seen || !nat_claim(skb, p, to, true))
 			return 0;
-		nk.node_port = p->sport;
 	}
-	if (nat_allocate(skb, p, &nk))
+	if (nat_allocate(skb, p, to))
 		return REASON_NO_MASQUERADE_PORT;
-	to->port = nk.node_port;
 	ct->nat_addr = to->addr;
-	ct->nat_port = nk.node_port;
+	ct->nat_port = to->port;
 	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
 	return 0;
 }

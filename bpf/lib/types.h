@@ -45,7 +45,7 @@ struct remote {
 	enum remote_flags flags;
 	struct addr node;
 	__u32 ifindex; /* egress device; 0 with REMOTE_TUNNEL */
-	__u32 pad;
+	__u32 node_id; /* the same in all rows of one node, 0 in those of none: node may be of another family than a tunnel's */
 };
 
 /* strait_device: the node's devices that carry cluster or outside traffic. */

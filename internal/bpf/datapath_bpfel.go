@@ -176,7 +176,7 @@ type DatapathRemote struct {
 	Flags    DatapathRemoteFlags
 	Node     DatapathAddr
 	Ifindex  uint32
-	Pad      uint32
+	NodeId   uint32
 }
 
 type DatapathRemoteFlags uint32

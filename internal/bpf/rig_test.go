@@ -234,8 +234,8 @@ func (r *rig) populate(f family) {
 		r.check(r.objs.StraitEndpoint.Put(AddrFrom(p.ip), e))
 	}
 	host := func(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-	tunnel := Remote{Flags: RemotePod | RemoteTunnel, Node: AddrFrom(f.tunnelNode)}
-	native := Remote{Flags: RemotePod, Node: AddrFrom(f.nativeNode), Ifindex: uint32(r.net)}
+	tunnel := Remote{Flags: RemotePod | RemoteTunnel, Node: AddrFrom(f.tunnelNode), NodeId: 1}
+	native := Remote{Flags: RemotePod, Node: AddrFrom(f.nativeNode), Ifindex: uint32(r.net), NodeId: 2}
 	tunnelNode, nativeNode := tunnel, native
 	tunnelNode.Flags, nativeNode.Flags = RemoteNode|RemoteTunnel, RemoteNode
 	for p, row := range map[netip.Prefix]Remote{

@@ -317,9 +317,9 @@ func (c *cluster) routes(n, other int, tunnel bool) {
 	c.t.Helper()
 	o := &c.nodes[n].rig.objs
 	for _, v6 := range []bool{false, true} {
-		row := Remote{Flags: RemotePod, Node: AddrFrom(nodeIP(other, v6)), Ifindex: uint32(c.nodes[n].rig.net)}
+		row := Remote{Flags: RemotePod, Node: AddrFrom(nodeIP(other, v6)), Ifindex: uint32(c.nodes[n].rig.net), NodeId: 1}
 		if tunnel {
-			row = Remote{Flags: RemotePod | RemoteTunnel, Node: AddrFrom(nodeIP(other, false))}
+			row = Remote{Flags: RemotePod | RemoteTunnel, Node: AddrFrom(nodeIP(other, false)), NodeId: 1}
 		}
 		node := row
 		node.Flags = node.Flags&^RemotePod | RemoteNode

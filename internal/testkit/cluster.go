@@ -135,6 +135,8 @@ func (c *Cluster) plug(ns, underlay *Namespace, port string, addrs ...netip.Addr
 	ns.Do(func() {
 		eth0, err := netlink.LinkByName("eth0")
 		must(c.t, err)
+		// Link-local addresses are usable at once, too: neighbour discovery needs them.
+		must(c.t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_dad", []byte("0"), 0o644))
 		for _, a := range addrs {
 			bits := 24
 			if a.Is6() {

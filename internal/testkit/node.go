@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -72,7 +73,7 @@ func (n *Node) AgentLog() string {
 	return string(text)
 }
 
-// WaitReady waits until the agent answers CNI STATUS.
+// WaitReady waits until the agent has opened the node for pods.
 func (n *Node) WaitReady(limit time.Duration) {
 	n.t.Helper()
 	var last error
@@ -82,7 +83,8 @@ func (n *Node) WaitReady(limit time.Duration) {
 			n.t.Fatalf("agent of %s ended:\n%s", n.Name, tail([]byte(n.AgentLog()), 4000))
 		default:
 		}
-		if last = n.CNIStatus(); last == nil {
+		var out string
+		if out, last = n.TryRun(filepath.Join(n.cluster.bin, "strait"), "status", "-o", "json"); strings.Contains(out, `"ready": true`) {
 			return
 		}
 	}

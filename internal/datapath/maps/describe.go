@@ -72,10 +72,10 @@ func descriptions() []description {
 				return []string{e.Address.String(), number(e.Index), identity.ID(e.Identity).String(), number(e.PolicyID),
 					e.PodMAC.String(), e.HostMAC.String()}
 			}),
-		describe(bpf.DatapathMapStraitIpcache, "who has which addresses, and the way there", "PREFIX IDENTITY FLAGS VIA DEVICE",
+		describe(bpf.DatapathMapStraitIpcache, "who has which addresses, and the way there", "PREFIX IDENTITY FLAGS VIA DEVICE NODE",
 			func(k bpf.IpcacheKey, v bpf.Remote) []string {
 				r := remote(k, v)
-				return []string{r.Prefix.String(), identity.ID(r.Identity).String(), remoteFlags(r.Flags), address(r.Node), number(r.Index)}
+				return []string{r.Prefix.String(), identity.ID(r.Identity).String(), remoteFlags(r.Flags), address(r.Node), number(r.Index), number(r.NodeID)}
 			}),
 		describe(bpf.DatapathMapStraitDevice, "devices that carry cluster and outside traffic", "DEVICE IPV4 IPV6 MTU",
 			func(k uint32, v bpf.Device) []string {

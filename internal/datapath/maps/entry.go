@@ -29,6 +29,7 @@ type Remote struct {
 	Flags    bpf.RemoteFlags
 	Node     netip.Addr // tunnel endpoint or next hop
 	Index    uint32     // egress device, 0 with a tunnel
+	NodeID   uint32     // the same in all rows of one node, 0 in those of none
 }
 
 // Device is a row of strait_device: a native device and the addresses pods are masqueraded with.
@@ -167,7 +168,7 @@ func endpoint(k bpf.Addr, v bpf.Endpoint) Endpoint {
 // PutRemote writes a prefix of the ipcache.
 func (m *Maps) PutRemote(r Remote) error {
 	return put(m, bpf.DatapathMapStraitIpcache, bpf.IpcacheKeyFrom(r.Prefix),
-		bpf.Remote{Identity: r.Identity, Flags: r.Flags, Node: bpf.AddrFrom(r.Node), Ifindex: r.Index})
+		bpf.Remote{Identity: r.Identity, Flags: r.Flags, Node: bpf.AddrFrom(r.Node), Ifindex: r.Index, NodeId: r.NodeID})
 }
 
 // DeleteRemote removes a prefix of the ipcache.
@@ -182,7 +183,7 @@ func (m *Maps) Remotes() (out []Remote, err error) {
 }
 
 func remote(k bpf.IpcacheKey, v bpf.Remote) Remote {
-	return Remote{Prefix: k.Prefix(), Identity: v.Identity, Flags: v.Flags, Node: v.Node.Netip(), Index: v.Ifindex}
+	return Remote{Prefix: k.Prefix(), Identity: v.Identity, Flags: v.Flags, Node: v.Node.Netip(), Index: v.Ifindex, NodeID: v.NodeId}
 }
 
 // PutDevice writes a native device.

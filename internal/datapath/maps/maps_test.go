@@ -347,11 +347,11 @@ func TestListAndDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Dump{
-		Name: "strait_ipcache", Columns: []string{"PREFIX", "IDENTITY", "FLAGS", "VIA", "DEVICE"}, Omitted: 1,
+		Name: "strait_ipcache", Columns: []string{"PREFIX", "IDENTITY", "FLAGS", "VIA", "DEVICE", "NODE"}, Omitted: 1,
 		Rows: [][]string{
-			{"10.244.2.0/24", "pod", "pod,tunnel", "192.168.0.2", "0"},
-			{"10.244.10.0/24", "pod", "pod", "fe80::2", "3"},
-			{"192.168.0.1/32", "host", "host", "", "0"},
+			{"10.244.2.0/24", "pod", "pod,tunnel", "192.168.0.2", "0", "0"},
+			{"10.244.10.0/24", "pod", "pod", "fe80::2", "3", "0"},
+			{"192.168.0.1/32", "host", "host", "", "0", "0"},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

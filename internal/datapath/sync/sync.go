@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"iter"
 	"net/netip"
 	"slices"
@@ -89,7 +90,7 @@ func (r *Remotes) Prune(_ context.Context, rows iter.Seq[state.Remote]) (differe
 
 // build is pure but for the index.
 func (r *Remotes) build(row state.Remote) (maps.Remote, error) {
-	out := maps.Remote{Prefix: row.Prefix.Masked(), Node: row.NextHop}
+	out := maps.Remote{Prefix: row.Prefix.Masked(), Node: row.NextHop, NodeID: nodeID(row.Node)}
 	switch row.Kind {
 	case state.RemoteHost:
 		out.Flags, out.Identity = bpf.RemoteHost, uint32(identity.Host)
@@ -115,6 +116,16 @@ func (r *Remotes) build(row state.Remote) (maps.Remote, error) {
 		out.Index = uint32(index)
 	}
 	return out, nil
+}
+
+// nodeID is a number by which the programs see that two rows are of one node: an FNV-1a hash of its name, never 0.
+func nodeID(name string) uint32 {
+	if name == "" {
+		return 0
+	}
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return max(h.Sum32(), 1)
 }
 
 func describe(r maps.Remote) string {
