@@ -39,7 +39,7 @@ func TestInstructions(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := string(raw)
-	if !strings.HasPrefix(want, got[:strings.Index(got, "\n")]) {
+	if !strings.HasPrefix(want, got[:strings.Index(got, "\n")+1]) {
 		want, got = withoutVerified(want), withoutVerified(got)
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
