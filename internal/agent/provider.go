@@ -29,6 +29,7 @@ func (a *agent) provider() localapi.Provider {
 	p.Status = a.status
 	p.Maps = func(context.Context) ([]localapi.Map, error) { return a.mapList() }
 	p.DumpMap = a.dumpMap
+	p.CheckIPAM = a.checkIPAM
 	return p
 }
 
@@ -158,8 +159,8 @@ func (a *agent) mtuStatus() (m localapi.MTU) {
 			m.Device = d.MTU
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.mu.RLock()
+	defer a.mu.RUnlock()
 	m.Pod = a.podMTU
 	return m
 }
@@ -180,7 +181,9 @@ func (a *agent) cniStatus() localapi.CNI {
 }
 
 func (a *agent) programList() ([]localapi.Program, error) {
-	list, err := podPrograms{a.node}.current().List()
+	a.mu.RLock()
+	list, err := a.attacher.List()
+	a.mu.RUnlock()
 	if err != nil {
 		return nil, err
 	}

@@ -64,6 +64,7 @@ func TestLifeOfANode(t *testing.T) {
 		{[]string{"get", "remotes"}, c.Nodes[1].CIDRs[0].String()},
 		{[]string{"get", "devices"}, "strait_vxlan"},
 		{[]string{"bpf", "list"}, "strait_from_pod"},
+		{[]string{"ipam", "check"}, "ok: 2 address records"},
 		{[]string{"bpf", "dump", "strait_endpoint"}, pod.IPv6.String()},
 	} {
 		if out, code := strait(t, n, want.args...); code != 0 || !strings.Contains(out, want.text) {
