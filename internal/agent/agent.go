@@ -15,7 +15,6 @@ import (
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/kube"
 	"github.com/strait-net/strait/internal/localapi"
-	"github.com/strait-net/strait/internal/state"
 )
 
 // Config is what the command line says.
@@ -54,7 +53,7 @@ func Run(ctx context.Context, c Config) error {
 		c.Plugin = filepath.Join(filepath.Dir(self), "strait-cni")
 	}
 	log.Info("agent starts", "version", c.Version, "node", c.Node, "source", c.Source, "mode", cfg.RoutingMode, "network", cfg.Network)
-	node, err := openNode(cfg, log)
+	node, err := openNode(c.Node, cfg, log)
 	if err != nil {
 		return fail(cfg.RunDir, err)
 	}
@@ -103,10 +102,4 @@ func (a *agent) newSource() (kube.Source, *kube.Client, error) {
 		return nil, nil, err
 	}
 	return kube.NewAPIServer(client, tables, a.log), client, nil
-}
-
-// self returns this node's row.
-func (a *agent) self() (state.Node, bool) {
-	n, _, ok := a.state.Nodes.Snapshot().Get(a.Node)
-	return n, ok
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	stdsync "sync"
@@ -23,6 +24,7 @@ import (
 
 // node is what the agent has of its node: the kernel's side and the local pods.
 type node struct {
+	name   string // in Kubernetes
 	cfg    config.Config
 	log    *slog.Logger
 	state  *state.State
@@ -36,7 +38,7 @@ type node struct {
 	// newPrograms loads the programs of this build on the maps.
 	newPrograms func(load.Config) (*load.Programs, error)
 
-	mu       stdsync.Mutex // guards loaded programs and what they were loaded with
+	mu       stdsync.RWMutex // guards loaded programs and what they were loaded with; held for reading while one is being attached
 	podMTU   int
 	programs *load.Programs
 	attacher *attach.Attacher
@@ -44,8 +46,8 @@ type node struct {
 
 // openNode prepares the kernel and loads the programs; nothing that carries traffic is changed except that attached programs are
 // replaced by this agent's. Local pods are not restored yet.
-func openNode(cfg config.Config, log *slog.Logger) (_ *node, err error) {
-	n := &node{cfg: cfg, log: log, state: state.New(), tcx: load.HaveTCX(), pools: ipam.New(cfg.IPAM.CoolDown.Duration)}
+func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err error) {
+	n := &node{name: name, cfg: cfg, log: log, state: state.New(), tcx: load.HaveTCX(), pools: ipam.New(cfg.IPAM.CoolDown.Duration)}
 	defer func() {
 		if err != nil {
 			n.close()
@@ -87,7 +89,7 @@ func openNode(cfg config.Config, log *slog.Logger) (_ *node, err error) {
 	n.newPrograms = func(c load.Config) (*load.Programs, error) { return load.Load(spec, n.maps, c) }
 	n.keeper = endpoint.New(endpoint.Config{
 		Dir: filepath.Join(cfg.StateDir, "endpoints"), Pools: n.pools, Links: n.net, Programs: podPrograms{n}, Maps: n.maps,
-		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log,
+		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log, Sources: n.sources,
 	})
 	return n, nil
 }
@@ -248,21 +250,52 @@ func (n *node) report(subject string, err error) {
 	state.Raise(n.state.Problems, state.Problem{Source: agentProblems, Subject: subject, Text: err.Error()}, time.Now())
 }
 
+// self returns this node's row.
+func (n *node) self() (state.Node, bool) {
+	row, _, ok := n.state.Nodes.Snapshot().Get(n.name)
+	return row, ok
+}
+
+// addresses returns this node's addresses as Kubernetes knows them.
+func (n *node) addresses() []netip.Addr {
+	self, _ := n.self()
+	return self.Addresses
+}
+
+// sources returns the node's first address of each family that is on a device, which its stack uses towards pods.
+func (n *node) sources() (out []netip.Addr) {
+	present := map[netip.Addr]bool{}
+	for d := range n.state.Devices.Snapshot().All() {
+		for _, p := range d.Addresses {
+			present[p.Addr()] = true
+		}
+	}
+	for _, v6 := range []bool{false, true} {
+		i := slices.IndexFunc(n.addresses(), func(a netip.Addr) bool { return a.Is6() == v6 && present[a] })
+		if i >= 0 {
+			out = append(out, n.addresses()[i])
+		}
+	}
+	return out
+}
+
 // podPrograms lets the keeper use whichever programs are loaded now.
 type podPrograms struct{ n *node }
 
-func (p podPrograms) current() *attach.Attacher {
-	p.n.mu.Lock()
-	defer p.n.mu.Unlock()
-	return p.n.attacher
-}
-
 func (p podPrograms) AttachPod(device string, index int) error {
-	return p.current().AttachPod(device, index)
+	p.n.mu.RLock()
+	defer p.n.mu.RUnlock()
+	return p.n.attacher.AttachPod(device, index)
 }
 
 func (p podPrograms) CheckPod(device string, index int) ([]string, error) {
-	return p.current().CheckPod(device, index)
+	p.n.mu.RLock()
+	defer p.n.mu.RUnlock()
+	return p.n.attacher.CheckPod(device, index)
 }
 
-func (p podPrograms) DetachPod(device string) error { return p.current().DetachPod(device) }
+func (p podPrograms) DetachPod(device string) error {
+	p.n.mu.RLock()
+	defer p.n.mu.RUnlock()
+	return p.n.attacher.DetachPod(device)
+}

@@ -75,7 +75,7 @@ func (a *agent) admit(ctx context.Context, i server.Install) error {
 	if a.cfg.CNI.Install {
 		plugin = filepath.Join(a.cfg.CNI.BinDir, wire.PluginType)
 	}
-	if err := (rehearsal{plugin: plugin, conflist: conflist, node: a.nodeAddresses()}).run(ctx); err != nil {
+	if err := (rehearsal{plugin: plugin, conflist: conflist, node: a.addresses()}).run(ctx); err != nil {
 		return fmt.Errorf("rehearse the start of a pod: %w", err)
 	}
 	if a.writer != nil {

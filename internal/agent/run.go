@@ -69,7 +69,7 @@ func (a *agent) run(ctx context.Context) error {
 	choiceFinal := a.state.Devices.Register("node addresses")
 	look := make(chan struct{})
 	a.watcher, err = netdev.NewWatcher(a.net, netdev.WatchConfig{
-		Table: a.state.Devices, Log: a.log, Devices: a.cfg.Devices, NodeAddresses: a.nodeAddresses, Refresh: look,
+		Table: a.state.Devices, Log: a.log, Devices: a.cfg.Devices, NodeAddresses: a.addresses, Refresh: look,
 	})
 	if err != nil {
 		return err
@@ -182,11 +182,6 @@ func podCIDRWriter(m config.IPAMMode) string {
 		return "strait-operator"
 	}
 	return "kube-controller-manager --allocate-node-cidrs"
-}
-
-func (a *agent) nodeAddresses() []netip.Addr {
-	self, _ := a.self()
-	return self.Addresses
 }
 
 func (a *agent) sweep(ctx context.Context) error {

@@ -31,8 +31,9 @@ type Install struct {
 	Exclusive bool   // other configurations are renamed, so that the runtime cannot choose them
 }
 
-// Conflist returns the network configuration list. Runtimes that know cniVersions take the highest they speak, the others
-// cniVersion, which containerd 1.6 understands.
+// Conflist returns the network configuration list. It stays at 1.0.0 although the plugin speaks 1.1.0: a runtime that sees 1.1.0 calls
+// STATUS and makes the node NotReady while the agent is away, whereupon Kubernetes takes all of the node's pods out of their
+// Services, although every one of them can be reached. New pods are kept away by a taint and by ADD, which disturbs nobody.
 func (i Install) Conflist() ([]byte, error) {
 	type plugin struct {
 		Type     string `json:"type"`
@@ -40,15 +41,13 @@ func (i Install) Conflist() ([]byte, error) {
 		StateDir string `json:"stateDir"`
 	}
 	out, err := json.MarshalIndent(struct {
-		CNIVersion  string   `json:"cniVersion"`
-		CNIVersions []string `json:"cniVersions"`
-		Name        string   `json:"name"`
-		Plugins     []plugin `json:"plugins"`
+		CNIVersion string   `json:"cniVersion"`
+		Name       string   `json:"name"`
+		Plugins    []plugin `json:"plugins"`
 	}{
-		CNIVersion:  "1.0.0",
-		CNIVersions: wire.Versions(),
-		Name:        "strait",
-		Plugins:     []plugin{{Type: wire.PluginType, Socket: i.Socket, StateDir: i.StateDir}},
+		CNIVersion: "1.0.0",
+		Name:       "strait",
+		Plugins:    []plugin{{Type: wire.PluginType, Socket: i.Socket, StateDir: i.StateDir}},
 	}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode conflist: %w", err)
