@@ -119,32 +119,32 @@ static __noinline int sock_reverse(struct bpf_sock_addr *ctx, struct sockaddr_ke
 	return 1;
 }
 
-#define SOCK_FORWARD(name, section, family, step)                                                                      \
-	SEC(section)                                                                                                   \
-	int name(struct bpf_sock_addr *ctx)                                                                            \
-	{                                                                                                              \
-		struct sockaddr_key at;                                                                                \
-		int rc;                                                                                                \
-                                                                                                                       \
-		sock_read##family(ctx, &at);                                                                           \
-		rc = step(ctx, &at);                                                                                   \
-		if (rc < 0)                                                                                            \
-			return sock_refuse();                                                                          \
-		if (rc > 0)                                                                                            \
-			sock_write##family(ctx, &at);                                                                  \
-		return SOCK_ALLOW;                                                                                     \
+#define SOCK_FORWARD(name, section, family, step) \
+	SEC(section) \
+	int name(struct bpf_sock_addr *ctx) \
+	{ \
+		struct sockaddr_key at; \
+		int rc; \
+\
+		sock_read##family(ctx, &at); \
+		rc = step(ctx, &at); \
+		if (rc < 0) \
+			return sock_refuse(); \
+		if (rc > 0) \
+			sock_write##family(ctx, &at); \
+		return SOCK_ALLOW; \
 	}
 
-#define SOCK_REVERSE(name, section, family)                                                                            \
-	SEC(section)                                                                                                   \
-	int name(struct bpf_sock_addr *ctx)                                                                            \
-	{                                                                                                              \
-		struct sockaddr_key at;                                                                                \
-                                                                                                                       \
-		sock_read##family(ctx, &at);                                                                           \
-		if (sock_reverse(ctx, &at) > 0)                                                                        \
-			sock_write##family(ctx, &at);                                                                  \
-		return SOCK_ALLOW;                                                                                     \
+#define SOCK_REVERSE(name, section, family) \
+	SEC(section) \
+	int name(struct bpf_sock_addr *ctx) \
+	{ \
+		struct sockaddr_key at; \
+\
+		sock_read##family(ctx, &at); \
+		if (sock_reverse(ctx, &at) > 0) \
+			sock_write##family(ctx, &at); \
+		return SOCK_ALLOW; \
 	}
 
 SOCK_FORWARD(strait_connect4, "cgroup/connect4", 4, sock_connect)

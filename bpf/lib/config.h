@@ -9,7 +9,7 @@ enum network {
 };
 
 const volatile __u32 cfg_vxlan_ifindex; /* 0: no tunnel device */
-const volatile __u32 cfg_pod_mtu;	 /* largest L3 packet a pod may send to another node; 0: not checked */
+const volatile __u32 cfg_pod_mtu;	/* largest L3 packet a pod may send to another node; 0: not checked */
 const volatile enum network cfg_network;
 const volatile __u16 cfg_masq_port_min; /* host order, inclusive */
 const volatile __u16 cfg_masq_port_max;

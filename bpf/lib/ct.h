@@ -9,7 +9,7 @@
 #pragma once
 
 #define CT_SECOND 1000000000ULL /* ns */
-#define CT_IDLE_CLOSED 1 /* s: how long the port of a closed connection is left alone when there are others */
+#define CT_IDLE_CLOSED 1	/* s: how long the port of a closed connection is left alone when there are others */
 #define CT_IDLE_BEGUN 120
 #define CT_IDLE_TCP 86400
 #define CT_IDLE_OTHER 180

@@ -30,8 +30,7 @@ static __always_inline __u32 ipcache_flags(const struct addr *a)
 /* In an isolated network: who may reach pods and be reached by them. */
 static __always_inline bool isolated(__u32 remote_flags)
 {
-	return cfg_network == NETWORK_ISOLATED &&
-	       !(remote_flags & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD | REMOTE_APISERVER));
+	return cfg_network == NETWORK_ISOLATED && !(remote_flags & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD | REMOTE_APISERVER));
 }
 
 /* Into the pod, past the node's stack. pod_mac and host_mac lie in the order of an Ethernet header. */
@@ -45,8 +44,8 @@ static __always_inline int deliver_pod(struct __sk_buff *skb, const struct packe
 }
 
 /* To a next hop on a device; the neighbour layer fills in the MACs. */
-static __always_inline int deliver_neighbour(struct __sk_buff *skb, const struct packet *p, const struct addr *hop,
-					     __u32 ifindex, enum reason why)
+static __always_inline int deliver_neighbour(struct __sk_buff *skb, const struct packet *p, const struct addr *hop, __u32 ifindex,
+					     enum reason why)
 {
 	struct bpf_redir_neigh nh = {};
 

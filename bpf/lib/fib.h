@@ -6,10 +6,7 @@
 static __noinline int fib_lookup(struct __sk_buff *skb, const struct packet *p, struct addr *hop, __u32 *ifindex)
 {
 	struct bpf_fib_lookup f = {
-		.l4_protocol = p->proto,
-		.sport = p->sport,
-		.dport = p->dport,
-		.ifindex = skb->ifindex,
+		.l4_protocol = p->proto, .sport = p->sport, .dport = p->dport, .ifindex = skb->ifindex,
 		/* tot_len 0: the MTU is checked here, where GSO is understood */
 	};
 	long rc;

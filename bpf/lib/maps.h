@@ -3,14 +3,14 @@
 #pragma once
 #include "types.h"
 
-#define STRAIT_MAP(map_name, map_type, key_type, value_type, entries, flags)                                       \
-	struct {                                                                                                       \
-		__uint(type, map_type);                                                                                \
-		__type(key, key_type);                                                                                 \
-		__type(value, value_type);                                                                             \
-		__uint(max_entries, entries);                                                                          \
-		__uint(map_flags, flags);                                                                              \
-		__uint(pinning, LIBBPF_PIN_BY_NAME);                                                                   \
+#define STRAIT_MAP(map_name, map_type, key_type, value_type, entries, flags) \
+	struct { \
+		__uint(type, map_type); \
+		__type(key, key_type); \
+		__type(value, value_type); \
+		__uint(max_entries, entries); \
+		__uint(map_flags, flags); \
+		__uint(pinning, LIBBPF_PIN_BY_NAME); \
 	} map_name SEC(".maps")
 
 STRAIT_MAP(strait_endpoint, BPF_MAP_TYPE_HASH, struct addr, struct endpoint, 4096, BPF_F_NO_PREALLOC);

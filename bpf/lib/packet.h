@@ -23,11 +23,11 @@
 enum packet_flags {
 	PACKET_V6 = 1 << 0,
 	PACKET_FRAGMENT = 1 << 1,
-	PACKET_LATER = 1 << 2,	    /* a fragment without L4 header */
-	PACKET_ERROR = 1 << 3,	    /* ICMP error: speaks about an inner packet */
+	PACKET_LATER = 1 << 2, /* a fragment without L4 header */
+	PACKET_ERROR = 1 << 3, /* ICMP error: speaks about an inner packet */
 	PACKET_ECHO_REPLY = 1 << 4,
 	PACKET_NDP = 1 << 5,
-	PACKET_DF = 1 << 6,	    /* may not be fragmented on the way */
+	PACKET_DF = 1 << 6, /* may not be fragmented on the way */
 };
 
 struct packet {
@@ -36,10 +36,10 @@ struct packet {
 	__be16 sport; /* ICMP echo: identifier in both; without ports: 0 */
 	__be16 dport;
 	__be32 frag_id;
-	__u32 flags;	/* enum packet_flags */
-	__u32 l4_off;	/* from the start of the frame */
-	__u32 l4_len;	/* length of the L4 header */
-	__u32 end;	/* offset of the first byte behind the L3 packet */
+	__u32 flags;  /* enum packet_flags */
+	__u32 l4_off; /* from the start of the frame */
+	__u32 l4_len; /* length of the L4 header */
+	__u32 end;    /* offset of the first byte behind the L3 packet */
 	__u8 proto;
 	__u8 ttl;
 	__u8 tcp_flags;
@@ -47,13 +47,11 @@ struct packet {
 };
 
 /* A pointer field of the context. In C it is a __u32, and the compiler would add to it in 32 bits, which is no pointer any more. */
-#define PACKET_POINTER(skb, field)                                                                                     \
-	({                                                                                                             \
-		void *pointer;                                                                                         \
-		asm volatile("%0 = *(u32 *)(%1 + %2)"                                                                  \
-			     : "=r"(pointer)                                                                           \
-			     : "r"(skb), "i"(offsetof(struct __sk_buff, field)));                                      \
-		pointer;                                                                                               \
+#define PACKET_POINTER(skb, field) \
+	({ \
+		void *pointer; \
+		asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(pointer) : "r"(skb), "i"(offsetof(struct __sk_buff, field))); \
+		pointer; \
 	})
 
 /* A readable and writable window into the frame, NULL if the packet is shorter. Older windows are void afterwards. */

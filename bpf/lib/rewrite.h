@@ -71,8 +71,7 @@ __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, con
 	flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	if (!(p->flags & PACKET_LATER) && sum >= 0) {
 		diff = bpf_csum_diff(from.w, 16, (__be32 *)to->addr.w, 16, 0);
-		if (p->proto != IPPROTO_ICMP &&
-		    bpf_l4_csum_replace(skb, p->l4_off + sum, 0, diff, flags | BPF_F_PSEUDO_HDR))
+		if (p->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, p->l4_off + sum, 0, diff, flags | BPF_F_PSEUDO_HDR))
 			return -1;
 		if (port >= 0 && to->port != old_port &&
 		    (bpf_l4_csum_replace(skb, p->l4_off + sum, old_port, to->port, flags | 2) ||
@@ -113,8 +112,7 @@ static __always_inline int rewrite_inside_sum(struct __sk_buff *skb, const struc
 }
 
 /* Replaces the given end of the packet an ICMP error speaks about. */
-__noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, const struct packet *in,
-			     const struct rewrite *to)
+__noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, const struct packet *in, const struct rewrite *to)
 {
 	__be32 ports_old[1], ports_new[1];
 	__s64 addr_diff, diff;

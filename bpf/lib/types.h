@@ -76,7 +76,7 @@ enum ct_flags {
 };
 
 struct ct_entry {
-	__u64 began; /* ns, CLOCK_MONOTONIC_COARSE: cheap, and no time passes for a connection of a suspended machine */
+	__u64 began;	  /* ns, CLOCK_MONOTONIC_COARSE: cheap, and no time passes for a connection of a suspended machine */
 	__u64 packets[2]; /* 0: sent by the low end, 1: by the high end */
 	__u64 bytes[2];	  /* L3 length; a GSO packet counts once in both */
 	__u32 last_seen;  /* s, the clock of began */
