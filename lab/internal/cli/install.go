@@ -14,6 +14,7 @@ import (
 
 	"github.com/strait-net/strait/lab/internal/chart"
 	"github.com/strait-net/strait/lab/internal/client"
+	"github.com/strait-net/strait/lab/internal/image"
 	"github.com/strait-net/strait/lab/internal/manifest"
 	"github.com/strait-net/strait/lab/internal/node"
 	"github.com/strait-net/strait/lab/internal/screen"
@@ -127,7 +128,7 @@ func installStrait(ctx context.Context, p places, state wire.State, cluster *cli
 	return cluster.Restart(ctx, release().Namespace, "app.kubernetes.io/part-of=strait")
 }
 
-// importNew imports the archives that a node has not seen, and says whether there were any.
+// importNew imports the archives that a node has not seen, and says whether Strait's was among them.
 func importNew(p places, state wire.State, files []string) (bool, error) {
 	fresh := false
 	var group errgroup.Group
@@ -143,7 +144,7 @@ func importNew(p places, state wire.State, files []string) (bool, error) {
 			if strings.Contains(string(seen), file+"\n") {
 				continue
 			}
-			fresh = true
+			fresh = fresh || strings.HasPrefix(file, image.Prefix(image.Strait))
 			group.Go(func() error { return node.Load(m.Node.Pid, m.Node.Dir, state.Bin, filepath.Join(imageDir(p), file)) })
 		}
 	}

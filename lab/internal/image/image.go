@@ -230,14 +230,18 @@ func (s Spec) Key() (string, error) {
 	return hex.EncodeToString(sum.Sum(nil))[:16], nil
 }
 
+// Prefix is how the names of an image's archives begin.
+func Prefix(name string) string {
+	return strings.NewReplacer("localhost/", "", ":", "-").Replace(name) + "-"
+}
+
 // Archive writes the image into dir unless it is there, and returns the file name below dir.
 func Archive(dir string, s Spec, architecture string) (string, error) {
 	key, err := s.Key()
 	if err != nil {
 		return "", fmt.Errorf("describe image %s: %w", s.Name, err)
 	}
-	base := strings.NewReplacer("localhost/", "", ":", "-").Replace(s.Name)
-	file := base + "-" + key + ".tar"
+	file := Prefix(s.Name) + key + ".tar"
 	target := filepath.Join(dir, file)
 	now := time.Now()
 	if err := os.Chtimes(target, now, now); err == nil { // it is there, and in use again
