@@ -202,8 +202,8 @@ func TestWait(t *testing.T) {
 func TestSilentNode(t *testing.T) {
 	s := threeNodes(t)
 	s.sockets["strait-agent-n3"] = ""
-	stdout, stderr, code := terminal{}.run("get", "endpoints", "--timeout", "300ms", "--kubeconfig", s.kubeconfig(t))
-	if code != cli.ExitProblems || !strings.Contains(stderr, "node n3 does not answer: no answer from strait-agent-n3 in 300ms") || !strings.Contains(stdout, "web-2") {
+	stdout, stderr, code := terminal{}.run("get", "endpoints", "--timeout", "2s", "--kubeconfig", s.kubeconfig(t))
+	if code != cli.ExitProblems || !strings.Contains(stderr, "node n3 does not answer: no answer from strait-agent-n3 in 2s") || !strings.Contains(stdout, "web-2") {
 		t.Errorf("= %d\n%s%s", code, stdout, stderr)
 	}
 }

@@ -181,6 +181,8 @@ func exampleServices(i int, trouble bool) []localapi.Service {
 			Backends: active("10.244.1.3:53", "10.244.2.3:53"), Status: "done"},
 		{ID: id + 4, Frontend: at("[fd00:96::7]:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "web",
 			Backends: append(active("[fd00:10:244:1::2]:8080"), localapi.Backend{Address: at("[fd00:10:244:2::2]:8080"), State: "terminating"}), Status: "done"},
+		{ID: id + 6, Frontend: at("10.96.0.7:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "web",
+			Backends: active("10.244.1.2:8080", "10.244.2.2:8080"), Status: "done"},
 		{ID: id + 5, Frontend: at("10.96.4.4:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "empty", Backends: []localapi.Backend{}, Status: "done"},
 	}
 	if trouble {

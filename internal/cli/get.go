@@ -217,7 +217,7 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 		namespace, name, kind string
 		addresses             []netip.Addr
 		ports                 []string
-		backends              map[netip.AddrPort]string // state by address
+		backends              map[netip.AddrPort]bool
 		states                map[string]bool
 		errors                []string
 	}
@@ -227,7 +227,7 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 		f := r.value
 		s := byName[f.Namespace+"/"+f.Name]
 		if s == nil {
-			s = &service{namespace: f.Namespace, name: f.Name, kind: f.Type, backends: map[netip.AddrPort]string{}, states: map[string]bool{}}
+			s = &service{namespace: f.Namespace, name: f.Name, kind: f.Type, backends: map[netip.AddrPort]bool{}, states: map[string]bool{}}
 			byName[f.Namespace+"/"+f.Name] = s
 			order = append(order, s)
 		}
@@ -238,7 +238,7 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 			s.ports = append(s.ports, port)
 		}
 		for _, b := range f.Backends {
-			s.backends[b.Address] = b.State
+			s.backends[b.Address] = true
 		}
 		s.states[f.Status] = true
 		if f.Error != "" && !slices.Contains(s.errors, f.Error) {
@@ -250,17 +250,28 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 	})
 	g := &grid{columns: columns("NAMESPACE", "NAME", "TYPE", "ADDRESSES", "PORTS", "BACKENDS#", "STATE", "ERROR")}
 	for _, s := range order {
-		addresses := map[netip.Addr]bool{} // a backend with several ports counts once
-		for b := range s.backends {
-			addresses[b.Addr()] = true
-		}
-		backends := cell{text: strconv.Itoa(len(addresses)), style: plain}
-		if len(addresses) == 0 {
+		n := pods(s.backends)
+		backends := cell{text: strconv.Itoa(n), style: plain}
+		if n == 0 {
 			backends.style = yellow
 		}
+		slices.SortFunc(s.addresses, netip.Addr.Compare)
 		g.add(s.namespace, s.name, s.kind, words(s.addresses), strings.Join(s.ports, listGap), backends, worst(s.states), cell{text: strings.Join(s.errors, "; "), style: red})
 	}
 	return g
+}
+
+// pods counts what is behind backends: one with several ports, or an address of each family, counts once.
+func pods(backends map[netip.AddrPort]bool) int {
+	v4, v6 := map[netip.Addr]bool{}, map[netip.Addr]bool{}
+	for b := range backends {
+		if b.Addr().Is4() {
+			v4[b.Addr()] = true
+		} else {
+			v6[b.Addr()] = true
+		}
+	}
+	return max(len(v4), len(v6))
 }
 
 // worst is the state a person has to know of.

@@ -156,7 +156,7 @@ func (v *screen) of(n, m int) string {
 func (v *screen) forwarding(s localapi.Status) {
 	r := s.Routing
 	text := r.Mode
-	if r.TunnelDevice != "" {
+	if r.Mode == "vxlan" && r.TunnelDevice != "" { // in other modes it only serves nodes that are still in this one
 		text += fmt.Sprintf(" (device %s, UDP port %d)", r.TunnelDevice, r.TunnelPort)
 	}
 	v.line("Routing", fmt.Sprintf("%s, devices %s; network %s", text, list(r.Devices), r.Network))

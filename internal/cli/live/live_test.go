@@ -40,11 +40,11 @@ func TestLifeOfANode(t *testing.T) {
 	c := testkit.NewCluster(t, testkit.Options{})
 	n := c.Nodes[0]
 	for _, node := range c.Nodes {
-		node.WaitReady(30 * time.Second)
+		node.WaitReady(time.Minute)
 	}
 	pod := n.AddPod("web")
 
-	if out, code := strait(t, n, "status", "--wait", "--wait-timeout", "30s"); code != 0 {
+	if out, code := strait(t, n, "status", "--wait", "--wait-timeout", "60s"); code != 0 {
 		t.Fatalf("status --wait = %d\n%s\nagent's log:\n%s", code, out, n.AgentLog())
 	}
 	out, code := strait(t, n, "status", "-o", "json")
@@ -88,7 +88,7 @@ func TestUninstallLeavesACleanNode(t *testing.T) {
 	testkit.RequireRoot(t)
 	c := testkit.NewCluster(t, testkit.Options{Nodes: 1})
 	n := c.Nodes[0]
-	n.WaitReady(30 * time.Second)
+	n.WaitReady(time.Minute)
 	before := devices(n)
 	n.AddPod("web")
 	if out, code := strait(t, n, "uninstall"); code != 1 || !strings.Contains(out, "an agent runs on this node") {
@@ -105,7 +105,7 @@ func TestUninstallLeavesACleanNode(t *testing.T) {
 	}
 	// The node can be used again.
 	n.StartAgent()
-	n.WaitReady(30 * time.Second)
+	n.WaitReady(time.Minute)
 	if pod := n.AddPod("again"); pod.Check() != nil {
 		t.Error("a pod after reinstalling is not right")
 	}
