@@ -13,8 +13,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
@@ -29,7 +29,8 @@ const (
 // cluster reaches the agents of a cluster through its API server.
 type cluster struct {
 	config    *rest.Config
-	core      *typedcorev1.CoreV1Client
+	core      *rest.RESTClient // of the core group only: the typed clients bring every API with them, 11 MB
+	parameter runtime.ParameterCodec
 	namespace string
 }
 
@@ -48,11 +49,18 @@ func (a *app) cluster() (*cluster, error) {
 		return nil, err
 	}
 	config.QPS, config.Burst = 100, 200 // one request per node, at once
-	core, err := typedcorev1.NewForConfig(config)
+	scheme := runtime.NewScheme()
+	if err := corev1.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("register core types: %w", err)
+	}
+	core := rest.CopyConfig(config)
+	core.APIPath, core.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	core.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	client, err := rest.RESTClientFor(core)
 	if err != nil {
 		return nil, unreachable(fmt.Errorf("use kubeconfig: %w", err))
 	}
-	return &cluster{config, core, a.namespace}, nil
+	return &cluster{config, client, runtime.NewParameterCodec(scheme), a.namespace}, nil
 }
 
 func (a *app) restConfig() (*rest.Config, error) {
@@ -90,7 +98,9 @@ func (a *app) restConfig() (*rest.Config, error) {
 func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	pods, err := c.core.Pods(c.namespace).List(ctx, metav1.ListOptions{LabelSelector: agentSelector})
+	var pods corev1.PodList
+	err := c.core.Get().Namespace(c.namespace).Resource("pods").
+		VersionedParams(&metav1.ListOptions{LabelSelector: agentSelector}, c.parameter).Do(ctx).Into(&pods)
 	if err != nil {
 		return nil, fmt.Errorf("list strait-agent pods at %s: %w", c.config.Host, unwrapURL(err))
 	}
@@ -102,7 +112,8 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 		}
 	}
 	// Reading nodes needs more rights than reading the pods of a namespace; without them the pods' nodes have to do.
-	if nodes, err := c.core.Nodes().List(ctx, metav1.ListOptions{}); err == nil {
+	var nodes corev1.NodeList
+	if err := c.core.Get().Resource("nodes").Do(ctx).Into(&nodes); err == nil {
 		for _, n := range nodes.Items {
 			if _, ok := byNode[n.Name]; !ok {
 				byNode[n.Name] = target{node: n.Name, err: errors.New("no strait-agent pod on this node")}
@@ -149,8 +160,8 @@ func targetOf(p *corev1.Pod) target {
 
 // exec runs a command in the agent's container. An exit code other than 0 is an error; the output is returned with it.
 func (c *cluster) exec(ctx context.Context, t target, command []string) (stdout, stderr []byte, err error) {
-	url := c.core.RESTClient().Post().Resource("pods").Namespace(c.namespace).Name(t.pod).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Container: t.container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
+	url := c.core.Post().Resource("pods").Namespace(c.namespace).Name(t.pod).SubResource("exec").
+		VersionedParams(&corev1.PodExecOptions{Container: t.container, Command: command, Stdout: true, Stderr: true}, c.parameter).URL()
 	websocket, err := remotecommand.NewWebSocketExecutor(c.config, "GET", url.String())
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare exec: %w", err)
