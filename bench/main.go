@@ -25,6 +25,7 @@ const usage = `usage:
   bench [flags]            measure; needs root
   bench compare OLD NEW    show the drift between two results files
   bench show [FILE]        print a results file, the newest if none is named
+  bench page               write results/README.md again from the newest file
 
 flags:
 `
@@ -47,6 +48,8 @@ func run(ctx context.Context, args []string) error {
 			return compare(args[1:])
 		case "show":
 			return show(args[1:])
+		case "page":
+			return page()
 		}
 	}
 	c, err := parse(args)
@@ -188,15 +191,7 @@ func compare(args []string) error {
 
 func show(args []string) error {
 	if len(args) == 0 {
-		dir, err := os.Getwd()
-		if err != nil {
-			return err
-		}
-		repo, err := rig.FindRepo(dir)
-		if err != nil {
-			return err
-		}
-		newest, err := result.Newest(repo + "/bench/results")
+		_, newest, err := newest()
 		if err != nil {
 			return err
 		}
@@ -207,4 +202,29 @@ func show(args []string) error {
 		return err
 	}
 	return r.Print(os.Stdout)
+}
+
+func page() error {
+	dir, file, err := newest()
+	if err != nil {
+		return err
+	}
+	r, err := result.Load(file)
+	if err != nil {
+		return err
+	}
+	return r.SavePage(dir, filepath.Base(file))
+}
+
+// newest returns the repository's directory of results and its newest file.
+func newest() (dir, file string, err error) {
+	if dir, err = os.Getwd(); err != nil {
+		return "", "", err
+	}
+	if dir, err = rig.FindRepo(dir); err != nil {
+		return "", "", err
+	}
+	dir += "/bench/results"
+	file, err = result.Newest(dir)
+	return dir, file, err
 }

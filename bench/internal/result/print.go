@@ -51,12 +51,25 @@ func header() []string {
 	return []string{"row", "metric", "subject", "against", "value", "95 % interval", "noise", "CPU/op", "target", "verdict"}
 }
 
-// Print writes the table for people.
+// split separates the rows with a target from those that are there for comparison.
+func (r *Run) split() (targets, others []Row) {
+	for _, row := range r.Rows {
+		if row.Target != "" {
+			targets = append(targets, row)
+		} else {
+			others = append(others, row)
+		}
+	}
+	return targets, others
+}
+
+// Print writes the table for people: targets first.
 func (r *Run) Print(w io.Writer) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	line := func(cells []string) { _, _ = fmt.Fprintln(t, strings.Join(cells, "\t")) }
+	targets, others := r.split()
 	line(header())
-	for _, row := range r.Rows {
+	for _, row := range append(targets, others...) {
 		line(row.cells())
 	}
 	if err := t.Flush(); err != nil {
@@ -107,12 +120,20 @@ func (r *Run) Markdown(file string) string {
 	f("(below 1: cheaper). A verdict needs the interval, widened by the noise, on one side of the target, else it is *undecided*.\n\n")
 	f("%s\n\n", strings.TrimSpace(r.summary()))
 	row := func(cells []string) { f("| %s |\n", strings.Join(cells, " | ")) }
-	row(header())
-	f("|%s\n", strings.Repeat("---|", len(header())))
-	for _, x := range r.Rows {
-		row(x.cells())
+	targets, others := r.split()
+	for _, part := range []struct {
+		title string
+		rows  []Row
+	}{{"Targets", targets}, {"For comparison", others}} {
+		f("## %s\n\n", part.title)
+		row(header())
+		f("|%s\n", strings.Repeat("---|", len(header())))
+		for _, x := range part.rows {
+			row(x.cells())
+		}
+		f("\n")
 	}
-	f("\n## Paths\n\n| path | made of | proof that it carried the traffic |\n|---|---|---|\n")
+	f("## Paths\n\n| path | made of | proof that it carried the traffic |\n|---|---|---|\n")
 	for _, p := range r.Paths {
 		row([]string{p.Name, p.About, p.Proven})
 	}

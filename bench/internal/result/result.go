@@ -197,10 +197,15 @@ func (r *Run) Save(dir string) (string, error) {
 	if err := os.WriteFile(file, append(compact(text), '\n'), 0o644); err != nil {
 		return "", fmt.Errorf("write results: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.Markdown(filepath.Base(file))), 0o644); err != nil {
-		return "", fmt.Errorf("write results table: %w", err)
+	return file, r.SavePage(dir, filepath.Base(file))
+}
+
+// SavePage writes the page about the results file into dir.
+func (r *Run) SavePage(dir, file string) error {
+	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.Markdown(file)), 0o644); err != nil {
+		return fmt.Errorf("write results page: %w", err)
 	}
-	return file, nil
+	return nil
 }
 
 // compact puts every list of numbers on one line.

@@ -26,26 +26,31 @@ func (r *rig) agents(ctx context.Context) error {
 		return ctx.Err()
 	case <-time.After(idle):
 	}
+	var dirs []string
+	var before []int
 	for _, c := range r.straits {
 		for i, dir := range c.AgentFiles() {
-			before, err := cpuTicks(dir)
+			used, err := cpuTicks(dir)
 			if err != nil {
 				return err
 			}
-			time.Sleep(idle)
-			after, err := cpuTicks(dir)
-			if err != nil {
-				return err
-			}
-			a := result.Agent{Name: fmt.Sprintf("agent %s-%d", c.Name, i+1), Services: c.Services,
-				CPUMilli: (after - before) * 1000 / ticks / int(idle/time.Second)}
-			if a.RSSKiB, err = rollup(dir, "Rss:"); err != nil {
-				return err
-			}
-			if a.PSSKiB, err = rollup(dir, "Pss:"); err != nil {
-				return err
-			}
-			r.run.Agents = append(r.run.Agents, a)
+			dirs, before = append(dirs, dir), append(before, used)
+			r.run.Agents = append(r.run.Agents, result.Agent{Name: fmt.Sprintf("agent %s-%d", c.Name, i+1), Services: c.Services})
+		}
+	}
+	time.Sleep(idle)
+	for i, dir := range dirs {
+		used, err := cpuTicks(dir)
+		if err != nil {
+			return err
+		}
+		a := &r.run.Agents[i]
+		a.CPUMilli = (used - before[i]) * 1000 / ticks / int(idle/time.Second)
+		if a.RSSKiB, err = rollup(dir, "Rss:"); err != nil {
+			return err
+		}
+		if a.PSSKiB, err = rollup(dir, "Pss:"); err != nil {
+			return err
 		}
 	}
 	return nil

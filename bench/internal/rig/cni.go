@@ -163,7 +163,6 @@ func (r *rig) subjects() ([]*subject, error) {
 		if err := r.site.KubeRules(n); err != nil {
 			return nil, err
 		}
-		r.run.Machine.Iptables = path.Variant(n)
 		out = append(out, &subject{name: kind, node: n, conf: path.PluginConf(kind, "10.88.0.0/16", "fd00:88::/64"), binDir: r.box.Plugins()})
 	}
 	if r.PeersOnly {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -160,6 +161,9 @@ func machine(tree bill.Tree) result.Machine {
 	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
 	if _, after, ok := strings.Cut(string(cpuinfo), "model name\t: "); ok {
 		m.CPU, _, _ = strings.Cut(after, "\n")
+	}
+	if version, err := exec.Command("iptables", "--version").Output(); err == nil {
+		m.Iptables = strings.TrimSpace(string(version))
 	}
 	load, _ := os.ReadFile("/proc/loadavg")
 	m.Load, _, _ = strings.Cut(string(load), " ")
