@@ -86,7 +86,7 @@ static __always_inline bool nat_over(const struct ct_entry *ct, __u8 proto, bool
 {
 	if (closed_too && proto == IPPROTO_TCP && ct_closed(ct->flags))
 		return true;
-	return ct_idle(ct, ct_now()) > ct_idle_limit(ct->flags, proto);
+	return ct_idle(ct) > ct_idle_limit(ct->flags, proto);
 }
 
 /* Enters the mapping from the packet's sender to the given address and port unless somebody lives there. 0: it is ours. */

@@ -86,7 +86,8 @@ struct ct_entry {
 	__u32 backend_gen;
 	struct addr nat_addr;
 	__be16 nat_port;
-	__u16 pad[3];
+	__u16 pad;
+	__u32 tick; /* when the clock was last read for last_seen, in the datapath's own unit */
 };
 
 /* strait_nat: what a reply from outside looks like -> the pod behind it. ICMP echo: identifier in node_port, remote_port 0. */

@@ -45,7 +45,8 @@ type DatapathCtEntry struct {
 	BackendGen uint32
 	NatAddr    DatapathAddr
 	NatPort    uint16
-	Pad        [3]uint16
+	Pad        uint16
+	Tick       uint32
 }
 
 type DatapathCtFlags uint32
