@@ -2,15 +2,19 @@
 package live
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/testkit"
 )
@@ -72,6 +76,14 @@ func TestLifeOfANode(t *testing.T) {
 		}
 	}
 
+	metrics := scrape(t, n)
+	for _, want := range []string{"strait_agent_status_up 1\n", `strait_endpoint_pods{phase="ready"} 1`, `strait_cni_request_duration_seconds_count{code="0",verb="ADD"}`,
+		`strait_reconcile_duration_seconds_count{operation="update",table="remotes"}`, `strait_cluster_nodes{state="reachable"} 2`, `strait_map_entries{map="strait_endpoint"} 2`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("%s is not in the metrics:\n%s", want, metrics)
+		}
+	}
+
 	n.KillAgent()
 	if out, code := strait(t, n, "status"); code != 3 || !strings.Contains(out, "no agent runs on this node") {
 		t.Errorf("status without an agent = %d\n%s", code, out)
@@ -82,6 +94,31 @@ func TestLifeOfANode(t *testing.T) {
 	if out, code := strait(t, n, "bpf", "list"); code != 0 || !strings.Contains(out, "strait_from_pod") {
 		t.Errorf("bpf list without an agent = %d\n%s", code, out)
 	}
+}
+
+// scrape reads the metrics of a node's agent as Prometheus does.
+func scrape(t *testing.T, n *testkit.Node) (text string) {
+	t.Helper()
+	_, port, err := net.SplitHostPort(config.Default().MetricsAddress)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var conn net.Conn
+	n.Do(func() { conn, err = net.DialTimeout("tcp", net.JoinHostPort(n.IPv4.String(), port), 5*time.Second) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
+	resp, err := client.Get("http://agent/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("metrics: %s, %v\n%s", resp.Status, err, body)
+	}
+	return string(body)
 }
 
 func TestUninstallLeavesACleanNode(t *testing.T) {
