@@ -48,6 +48,7 @@ e2e: up ## the lab's tests against a running lab
 	cd lab && go test -count=1 -timeout 30m ./e2e/...
 
 bench: build ## measure against peers (BENCH="--rows 1,2 --quick")
+	@tools/need gcc libc6-dev:/usr/include/stdlib.h iptables
 	cd bench && go run . $(or $(BENCH),--all)
 
 lint: $(CACHE)/golangci-lint-$(GOLANGCI) ## the short list of linters, for Go and C
