@@ -74,6 +74,11 @@ func Run(ctx context.Context, c Config) (out *result.Run, err error) {
 	if err != nil {
 		return nil, err
 	}
+	release, err := c.alone(ctx, filepath.Join(r.box.Dir, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	mountinfo, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
