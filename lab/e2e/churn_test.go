@@ -53,7 +53,7 @@ func TestIPAM2_ChurnLeavesNothing(t *testing.T) {
 		}
 		if round == 1 {
 			for _, n := range shared.nodes { // in the middle of their ADDs
-				if _, err := shared.onMachine(t.Context(), n.name, "pkill -9 -x strait-agent"); err != nil {
+				if err := shared.killAgent(t.Context(), n.name); err != nil {
 					t.Fatal(err)
 				}
 			}
