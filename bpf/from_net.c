@@ -16,9 +16,7 @@ static __always_inline enum reason from_net_track(const struct packet *p)
 			return REASON_SPOOFED_SOURCE;
 		if (error)
 			return 0;
-		ct = ct_begin(&key, dir);
-		if (!ct)
-			return REASON_CT_INSERT;
+		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
 	}
 	ct_update(ct, p, dir);
 	return 0;

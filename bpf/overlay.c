@@ -31,9 +31,7 @@ static __always_inline enum reason from_vx_track(struct __sk_buff *skb, const st
 		why = from_vx_sender(skb, p);
 		if (why)
 			return why;
-		ct = ct_begin(&key, dir);
-		if (!ct)
-			return REASON_CT_INSERT;
+		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
 	}
 	ct_update(ct, p, dir);
 	return 0;

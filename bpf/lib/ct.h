@@ -74,16 +74,20 @@ static __always_inline void ct_seen(struct ct_entry *ct, __u32 tick)
 		ct->last_seen = now;
 }
 
+static __always_inline void ct_fresh(struct ct_entry *ct, __u32 beginner)
+{
+	ct->began = ct_now();
+	ct->last_seen = ct->began / CT_SECOND;
+	ct->tick = ct_tick();
+	ct->flags = beginner ? CT_HI_BEGAN : 0;
+}
+
 /* Enters a connection begun by the given end; NULL if that is impossible. */
 static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginner)
 {
-	struct ct_entry fresh = {
-		.began = ct_now(),
-		.flags = beginner ? CT_HI_BEGAN : 0,
-	};
+	struct ct_entry fresh = {};
 
-	fresh.last_seen = fresh.began / CT_SECOND;
-	fresh.tick = ct_tick();
+	ct_fresh(&fresh, beginner);
 	/* Two CPUs may see first packets: whoever is second uses the first one's entry. */
 	bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&strait_ct, k);
@@ -133,6 +137,27 @@ static __always_inline struct ct_entry *ct_find(const struct packet *p, struct c
 	return bpf_map_lookup_elem(&strait_ct, key);
 }
 
+/* Enters a connection with its first packet counted; 0 if that is impossible. */
+static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, __u32 dir)
+{
+	struct ct_entry *ct, fresh = {};
+
+	ct_fresh(&fresh, dir);
+	if (p->tcp_flags & TCP_FIN)
+		fresh.flags |= dir ? CT_FIN_HI : CT_FIN_LO;
+	if (p->tcp_flags & TCP_RST)
+		fresh.flags |= CT_RST;
+	fresh.packets[dir & 1] = 1;
+	fresh.bytes[dir & 1] = p->end - L3_OFF;
+	if (!bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST))
+		return 1;
+	ct = bpf_map_lookup_elem(&strait_ct, k); /* another CPU was faster */
+	if (!ct)
+		return 0;
+	ct_update(ct, p, dir);
+	return 1;
+}
+
 /* Finds or begins the connection and counts the packet. ICMP errors belong to the connection they speak about and have none. */
 static __always_inline bool ct_track(const struct packet *p)
 {
@@ -144,9 +169,7 @@ static __always_inline bool ct_track(const struct packet *p)
 		return true;
 	ct = ct_find(p, &key, &dir);
 	if (!ct)
-		ct = ct_begin(&key, dir);
-	if (!ct)
-		return false;
+		return ct_enter(&key, p, dir);
 	ct_update(ct, p, dir);
 	return true;
 }

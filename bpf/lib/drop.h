@@ -18,7 +18,8 @@ static __always_inline int finish(struct __sk_buff *skb, enum reason why, int ve
 	return verdict;
 }
 
-static __always_inline int drop(struct __sk_buff *skb, enum reason why)
+/* Not inline: rare ends stay out of the way that established packets take through the cache. */
+static __noinline int drop(struct __sk_buff *skb, enum reason why)
 {
 	return finish(skb, why, TC_ACT_SHOT);
 }
