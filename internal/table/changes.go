@@ -55,8 +55,8 @@ func (c *Changes[T]) Close() {
 	c.table.buryLocked()
 }
 
-func since[T any](tree *iradix.Tree[entry[T]], rev Revision) []entry[T] {
-	var out []entry[T]
+func since[T any](tree *iradix.Tree[*entry[T]], rev Revision) []*entry[T] {
+	var out []*entry[T]
 	it := tree.Root().Iterator()
 	it.SeekLowerBound(revKey(rev + 1))
 	for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {

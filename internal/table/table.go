@@ -35,6 +35,7 @@ type Table[T any] struct {
 	synced  chan struct{}
 }
 
+// entry is shared by every tree the row is in, and never changes.
 type entry[T any] struct {
 	row T
 	rev Revision
@@ -43,23 +44,23 @@ type entry[T any] struct {
 // version is one immutable state of the table. dead holds deleted rows by revision until every Changes has seen them.
 type version[T any] struct {
 	rev     Revision
-	rows    *iradix.Tree[entry[T]]
-	byRev   *iradix.Tree[entry[T]]
-	dead    *iradix.Tree[entry[T]]
-	indexes []*iradix.Tree[entry[T]]
+	rows    *iradix.Tree[*entry[T]]
+	byRev   *iradix.Tree[*entry[T]]
+	dead    *iradix.Tree[*entry[T]]
+	indexes []*iradix.Tree[*entry[T]]
 	changed chan struct{} // closed by the commit that replaces this version
 }
 
 // New returns an empty table. key returns a row's primary key; rows with equal keys replace each other.
 func New[T any](name string, key func(T) string, indexes ...Index[T]) *Table[T] {
 	v := &version[T]{
-		rows:    iradix.New[entry[T]](),
-		byRev:   iradix.New[entry[T]](),
-		dead:    iradix.New[entry[T]](),
+		rows:    iradix.New[*entry[T]](),
+		byRev:   iradix.New[*entry[T]](),
+		dead:    iradix.New[*entry[T]](),
 		changed: make(chan struct{}),
 	}
 	for range indexes {
-		v.indexes = append(v.indexes, iradix.New[entry[T]]())
+		v.indexes = append(v.indexes, iradix.New[*entry[T]]())
 	}
 	return &Table[T]{
 		name:    name,
@@ -226,7 +227,10 @@ func (s Snapshot[T]) Len() int { return s.version.rows.Len() }
 // Get returns the row with the primary key, and its revision.
 func (s Snapshot[T]) Get(key string) (row T, rev Revision, ok bool) {
 	e, ok := s.version.rows.Get([]byte(key))
-	return e.row, e.rev, ok
+	if !ok {
+		return row, 0, false
+	}
+	return e.row, e.rev, true
 }
 
 // All yields the rows in order of their primary keys.
@@ -246,7 +250,7 @@ func (s Snapshot[T]) By(index Index[T], value string) iter.Seq[T] {
 // Changed is closed when the table has changed since the snapshot.
 func (s Snapshot[T]) Changed() <-chan struct{} { return s.version.changed }
 
-func walk[T any](tree *iradix.Tree[entry[T]], prefix []byte) iter.Seq[T] {
+func walk[T any](tree *iradix.Tree[*entry[T]], prefix []byte) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		it := tree.Root().Iterator()
 		it.SeekPrefix(prefix)

@@ -7,10 +7,10 @@ type Txn[T any] struct {
 	table   *Table[T]
 	rev     Revision
 	dirty   bool
-	rows    *iradix.Txn[entry[T]]
-	byRev   *iradix.Txn[entry[T]]
-	dead    *iradix.Txn[entry[T]]
-	indexes []*iradix.Txn[entry[T]]
+	rows    *iradix.Txn[*entry[T]]
+	byRev   *iradix.Txn[*entry[T]]
+	dead    *iradix.Txn[*entry[T]]
+	indexes []*iradix.Txn[*entry[T]]
 }
 
 func newTxn[T any](t *Table[T]) *Txn[T] {
@@ -25,7 +25,10 @@ func newTxn[T any](t *Table[T]) *Txn[T] {
 // Get returns the row with the primary key as the transaction sees it.
 func (tx *Txn[T]) Get(key string) (row T, rev Revision, ok bool) {
 	e, ok := tx.rows.Get([]byte(key))
-	return e.row, e.rev, ok
+	if !ok {
+		return row, 0, false
+	}
+	return e.row, e.rev, true
 }
 
 // All calls fn with each row as it was when All was called, until fn returns false.
@@ -43,7 +46,7 @@ func (tx *Txn[T]) Insert(row T) Revision {
 	tx.dirty = true
 	tx.rev++
 	key := tx.table.key(row)
-	e := entry[T]{row: row, rev: tx.rev}
+	e := &entry[T]{row: row, rev: tx.rev}
 	if old, replaced := tx.rows.Insert([]byte(key), e); replaced {
 		tx.forget(key, old)
 	}
@@ -66,12 +69,12 @@ func (tx *Txn[T]) Delete(key string) bool {
 	tx.rev++
 	tx.forget(key, old)
 	if len(tx.table.changes) > 0 {
-		tx.dead.Insert(revKey(tx.rev), entry[T]{row: old.row, rev: tx.rev})
+		tx.dead.Insert(revKey(tx.rev), &entry[T]{row: old.row, rev: tx.rev})
 	}
 	return true
 }
 
-func (tx *Txn[T]) forget(key string, old entry[T]) {
+func (tx *Txn[T]) forget(key string, old *entry[T]) {
 	tx.byRev.Delete(revKey(old.rev))
 	for i, x := range tx.table.indexes {
 		for _, value := range x.Keys(old.row) {
