@@ -47,13 +47,17 @@ func order(k state.RemoteKind) int {
 
 // territory is a set of claims of which none overlaps another.
 type territory struct {
-	lengths []int                  // prefix lengths that occur, v4-mapped
-	exact   map[netip.Prefix]claim // v4-mapped
-	inside  map[netip.Prefix]claim // for each of lengths shorter than a claim's: the first claim inside
+	held    []claim              // accepted, in order
+	lengths []int                // prefix lengths that occur, v4-mapped
+	exact   map[netip.Prefix]int // v4-mapped prefix -> index in held
+	inside  map[netip.Prefix]int // for each of lengths shorter than a claim's: the first claim inside
 }
 
 func newTerritory(claims []claim) *territory {
-	t := &territory{exact: make(map[netip.Prefix]claim, len(claims)), inside: map[netip.Prefix]claim{}}
+	t := &territory{
+		held:  make([]claim, 0, len(claims)),
+		exact: make(map[netip.Prefix]int, len(claims)), inside: make(map[netip.Prefix]int, len(claims)),
+	}
 	for _, c := range claims {
 		if bits := mapped(c.prefix).Bits(); !slices.Contains(t.lengths, bits) {
 			t.lengths = append(t.lengths, bits)
@@ -69,24 +73,27 @@ func (t *territory) overlapping(p netip.Prefix) (claim, bool) {
 		if bits > m.Bits() {
 			continue
 		}
-		if c, ok := t.exact[netip.PrefixFrom(m.Addr(), bits).Masked()]; ok {
-			return c, true
+		if i, ok := t.exact[netip.PrefixFrom(m.Addr(), bits).Masked()]; ok {
+			return t.held[i], true
 		}
 	}
-	c, ok := t.inside[m]
-	return c, ok
+	if i, ok := t.inside[m]; ok {
+		return t.held[i], true
+	}
+	return claim{}, false
 }
 
 func (t *territory) accept(c claim) {
-	m := mapped(c.prefix)
-	t.exact[m] = c
+	m, i := mapped(c.prefix), len(t.held)
+	t.held = append(t.held, c)
+	t.exact[m] = i
 	for _, bits := range t.lengths {
 		if bits >= m.Bits() {
 			continue
 		}
 		wider := netip.PrefixFrom(m.Addr(), bits).Masked()
 		if _, ok := t.inside[wider]; !ok {
-			t.inside[wider] = c
+			t.inside[wider] = i
 		}
 	}
 }
@@ -99,17 +106,15 @@ func mapped(p netip.Prefix) netip.Prefix {
 	return p
 }
 
-// settle returns the claims that hold, in order, and a problem for each that does not.
-func settle(claims []claim) ([]claim, []state.Problem) {
+// settle returns the claims that hold, and a problem for each that does not.
+func settle(claims []claim) (*territory, []state.Problem) {
 	slices.SortFunc(claims, compareClaims)
 	t := newTerritory(claims)
-	var held []claim
 	var problems []state.Problem
 	for _, c := range claims {
 		other, overlaps := t.overlapping(c.prefix)
 		if !overlaps {
 			t.accept(c)
-			held = append(held, c)
 			continue
 		}
 		if other.node == c.node && other.prefix == c.prefix && order(other.kind) == order(c.kind) {
@@ -121,7 +126,7 @@ func settle(claims []claim) ([]claim, []state.Problem) {
 				describe(c), describe(other), other.node),
 		})
 	}
-	return held, problems
+	return t, problems
 }
 
 func describe(c claim) string {

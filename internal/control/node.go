@@ -37,16 +37,17 @@ func Compile(c Cluster) Ways {
 	}
 	k.self = k.nodes[c.Self]
 	k.checkNodes()
-	held, problems := settle(k.claims())
+	settled, problems := settle(k.claims())
 	k.out.Problems = append(k.out.Problems, problems...)
-	for _, h := range held {
+	k.out.Remotes = make([]state.Remote, 0, len(settled.held))
+	for _, h := range settled.held {
 		if h.node == c.Self {
 			k.own(h)
 		} else {
 			k.remote(h)
 		}
 	}
-	k.apiServers(held)
+	k.apiServers(settled)
 	k.sumUnreachable()
 	return k.out
 }
@@ -86,7 +87,7 @@ func (k *compiler) checkNodes() {
 
 // claims lists every prefix of an enabled family that a node or a device of this node says it has.
 func (k *compiler) claims() []claim {
-	var out []claim
+	out := make([]claim, 0, 4*len(k.nodes)+8)
 	add := func(n state.Node, kind state.RemoteKind, p netip.Prefix, rank int) {
 		if !k.enabled(p.Addr()) {
 			return
@@ -240,14 +241,10 @@ func (k *compiler) subnets() string {
 }
 
 // apiServers adds the API server endpoints that no node and no pod CIDR covers.
-func (k *compiler) apiServers(held []claim) {
-	t := newTerritory(held)
-	for _, h := range held {
-		t.accept(h)
-	}
+func (k *compiler) apiServers(settled *territory) {
 	done := map[netip.Addr]bool{}
 	for _, a := range k.APIServers {
-		if _, covered := t.overlapping(host(a)); covered || done[a] || !k.enabled(a) {
+		if _, covered := settled.overlapping(host(a)); covered || done[a] || !k.enabled(a) {
 			continue
 		}
 		done[a] = true
