@@ -88,7 +88,7 @@ int strait_to_vx(struct __sk_buff *skb)
 	if (why)
 		return drop(skb, why);
 	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
-		return drop(skb, REASON_MULTICAST);
+		return drop_multicast(skb, &p);
 	remote = ipcache_lookup(&p.dst);
 	if (!remote || !(remote->flags & REMOTE_TUNNEL))
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);

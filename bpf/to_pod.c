@@ -11,7 +11,7 @@ int strait_to_pod(struct __sk_buff *skb)
 	if (why)
 		return drop(skb, why);
 	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
-		return drop(skb, REASON_MULTICAST);
+		return drop_multicast(skb, &p);
 	if (p.flags & PACKET_NDP)
 		return drop(skb, REASON_UNSUPPORTED_L2);
 	ep = endpoint_lookup(&p.dst);

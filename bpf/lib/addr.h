@@ -35,6 +35,14 @@ static __always_inline bool addr_is_multicast(const struct addr *a, bool v6)
 	return (a->w[3] & bpf_htonl(0xf0000000)) == bpf_htonl(0xe0000000) || a->w[3] == ~0U;
 }
 
+/* Multicast that never leaves a link (RFC 5771 4, RFC 4291 2.7): what a stack does about itself, such as MLD reports. */
+static __always_inline bool addr_is_link_multicast(const struct addr *a, bool v6)
+{
+	if (v6)
+		return (a->w[0] & bpf_htonl(0xff0f0000)) == bpf_htonl(0xff020000);
+	return (a->w[3] & bpf_htonl(0xffffff00)) == bpf_htonl(0xe0000000);
+}
+
 static __always_inline __u64 addr_half(const struct addr *a, int half)
 {
 	return (__u64)bpf_ntohl(a->w[2 * half]) << 32 | bpf_ntohl(a->w[2 * half + 1]);

@@ -33,6 +33,12 @@ static __always_inline bool isolated(__u32 remote_flags)
 	return cfg_network == NETWORK_ISOLATED && !(remote_flags & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD | REMOTE_APISERVER));
 }
 
+/* A pod's link has nobody else on it. */
+static __noinline int drop_multicast(struct __sk_buff *skb, const struct packet *p)
+{
+	return drop(skb, addr_is_link_multicast(&p->dst, p->flags & PACKET_V6) ? REASON_HOUSEKEEPING : REASON_MULTICAST);
+}
+
 /* Into the pod, past the node's stack. pod_mac and host_mac lie in the order of an Ethernet header. */
 static __always_inline int deliver_pod(struct __sk_buff *skb, const struct packet *p, const struct endpoint *ep)
 {

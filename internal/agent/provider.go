@@ -226,7 +226,7 @@ func (a *agent) counterList() ([]localapi.Counter, error) {
 	var out []localapi.Counter
 	for _, c := range list {
 		out = append(out, localapi.Counter{
-			Reason: uint32(c.Reason), Name: strings.ToLower(c.Reason.String()), Text: c.Reason.Text(), Dropped: c.Reason.Dropped(),
+			Reason: uint32(c.Reason), Name: strings.ToLower(c.Reason.String()), Text: c.Reason.Text(), Verdict: c.Reason.Kind(),
 			Packets: c.Packets, Bytes: c.Bytes,
 		})
 	}

@@ -151,6 +151,7 @@ const (
 	DatapathReasonREASON_TO_NEIGHBOUR          DatapathReason = 4
 	DatapathReasonREASON_TO_WORLD              DatapathReason = 5
 	DatapathReasonREASON_TO_WORLD_MASQUERADED  DatapathReason = 6
+	DatapathReasonREASON_HOUSEKEEPING          DatapathReason = 24
 	DatapathReasonREASON_SPOOFED_SOURCE        DatapathReason = 32
 	DatapathReasonREASON_MALFORMED             DatapathReason = 33
 	DatapathReasonREASON_UNSUPPORTED_L2        DatapathReason = 34

@@ -68,7 +68,7 @@ func (c *cluster) noDrops() {
 	c.t.Helper()
 	for _, n := range c.nodes {
 		for reason, packets := range n.rig.counts() {
-			if packets > 0 && reason.Dropped() && reason != verdict.Multicast && reason != verdict.UnsupportedL2 {
+			if packets > 0 && reason.Dropped() && reason != verdict.UnsupportedL2 {
 				c.t.Errorf("node %s dropped %d packets: %s", n.name, packets, reason.Text())
 			}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/reconcile"
 	"github.com/strait-net/strait/internal/status"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 var now = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -104,10 +105,10 @@ func exampleStatus(i int) localapi.Status {
 			{Name: "strait_ct", Type: "LRUHash", Entries: 8200, Max: 262144, Bytes: 41943040}, {Name: "strait_ipcache", Type: "LPMTrie", Entries: 3, Max: 131072},
 			{Name: "strait_service", Type: "Hash", Entries: 7, Max: 65536}, {Name: "strait_sk", Type: "SkStorage", Entries: localapi.Uncounted}},
 		Counters: []localapi.Counter{
-			{Reason: 1, Name: "to_local_pod", Text: "handed to a pod on this node", Packets: 1234567, Bytes: 987654321},
-			{Reason: 3, Name: "to_tunnel", Text: "sent through the tunnel", Packets: 4321, Bytes: 654321},
-			{Reason: 32, Name: "spoofed_source", Text: "source address is not the pod's own", Dropped: true},
-			{Reason: 44, Name: "multicast", Text: "multicast from pods is not carried", Dropped: true, Packets: 17, Bytes: 1700}},
+			{Reason: 1, Name: "to_local_pod", Text: "handed to a pod on this node", Verdict: verdict.Forwarded, Packets: 1234567, Bytes: 987654321},
+			{Reason: 3, Name: "to_tunnel", Text: "sent through the tunnel", Verdict: verdict.Forwarded, Packets: 4321, Bytes: 654321},
+			{Reason: 32, Name: "spoofed_source", Text: "source address is not the pod's own", Verdict: verdict.Dropped},
+			{Reason: 44, Name: "multicast", Text: "multicast from pods is not carried", Verdict: verdict.Dropped, Packets: 17, Bytes: 1700}},
 		Health:   localapi.ClusterHealth{Nodes: 3, Reachable: 3},
 		Features: []localapi.Feature{{Name: "Encryption", Text: "off"}},
 	}

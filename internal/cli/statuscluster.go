@@ -8,6 +8,7 @@ import (
 
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/reconcile"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 // clusterStatus lays out a line per node, the worst first, then sums.
@@ -81,7 +82,7 @@ func (v *screen) node(g *grid, s localapi.Status) {
 	}
 	var dropped uint64
 	for _, c := range s.Counters {
-		if c.Dropped {
+		if c.Verdict == verdict.Dropped {
 			dropped += c.Packets
 		}
 	}

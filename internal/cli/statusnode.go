@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/strait-net/strait/internal/localapi"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 const (
@@ -236,8 +237,11 @@ func (v *screen) datapath(s localapi.Status) {
 	var passed, dropped uint64
 	var worst localapi.Counter
 	for _, c := range s.Counters {
-		if !c.Dropped {
+		switch c.Verdict {
+		case verdict.Forwarded:
 			passed += c.Packets
+			continue
+		case verdict.Ignored:
 			continue
 		}
 		dropped += c.Packets
@@ -366,23 +370,18 @@ func yes(b bool) string {
 // counterGrid lists what packets met, drops first; what never happened is left out.
 func counterGrid(all []localapi.Counter) *grid {
 	g := &grid{columns: columns("VERDICT", "PACKETS#", "BYTES#", "REASON", "+ID")}
+	order := map[verdict.Kind]int{verdict.Dropped: 0, verdict.Forwarded: 1, verdict.Ignored: 2}
 	sorted := slices.Clone(all)
 	slices.SortStableFunc(sorted, func(x, y localapi.Counter) int {
-		if x.Dropped != y.Dropped {
-			if x.Dropped {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Compare(y.Packets, x.Packets)
+		return cmp.Or(cmp.Compare(order[x.Verdict], order[y.Verdict]), cmp.Compare(y.Packets, x.Packets))
 	})
 	for _, c := range sorted {
-		verdict := cell{text: "forwarded", style: plain}
-		if c.Dropped {
-			verdict = cell{text: "dropped", style: red}
+		kind := cell{text: string(c.Verdict), style: plain}
+		if c.Verdict == verdict.Dropped {
+			kind.style = red
 		}
 		if c.Packets > 0 {
-			g.add(verdict, strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10), c.Text, c.Name)
+			g.add(kind, strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10), c.Text, c.Name)
 		}
 	}
 	return g

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/strait-net/strait/internal/reconcile"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 // Status is the answer of /v1/status: what is wrong first, then the state of every part of the agent.
@@ -181,12 +182,12 @@ type MapDump struct {
 
 // Counter is what became of packets for one reason since the maps were created.
 type Counter struct {
-	Reason  uint32 `json:"reason"`
-	Name    string `json:"name"` // as in the list of reasons, lower case
-	Text    string `json:"text"`
-	Dropped bool   `json:"dropped"`
-	Packets uint64 `json:"packets"`
-	Bytes   uint64 `json:"bytes"`
+	Reason  uint32       `json:"reason"`
+	Name    string       `json:"name"` // as in the list of reasons, lower case
+	Text    string       `json:"text"`
+	Verdict verdict.Kind `json:"verdict"`
+	Packets uint64       `json:"packets"`
+	Bytes   uint64       `json:"bytes"`
 }
 
 // ClusterHealth is what this node sees of the agents of the others.

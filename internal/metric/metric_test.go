@@ -23,6 +23,7 @@ import (
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/metric"
 	"github.com/strait-net/strait/internal/reconcile"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 var update = flag.Bool("update", false, "write docs/reference/metrics.md")
@@ -48,7 +49,7 @@ func example(context.Context) (localapi.Status, error) {
 		Reconcilers: []reconcile.Health{{Table: "remotes", Rows: 5, Failing: 1, Drift: 2, Pruned: start}},
 		Programs:    []localapi.Program{{Name: "strait_from_pod"}, {Name: "strait_from_pod"}},
 		Maps:        []localapi.Map{{Name: "strait_ct", Entries: 7, Max: 100}, {Name: "strait_sk", Entries: localapi.Uncounted}},
-		Counters:    []localapi.Counter{{Name: "to_stack", Packets: 6, Bytes: 600}, {Name: "isolated", Dropped: true, Packets: 1, Bytes: 60}},
+		Counters:    []localapi.Counter{{Name: "to_stack", Verdict: verdict.Forwarded, Packets: 6, Bytes: 600}, {Name: "isolated", Verdict: verdict.Dropped, Packets: 1, Bytes: 60}},
 		Health:      localapi.ClusterHealth{Nodes: 3, Reachable: 2},
 		Leftovers:   []localapi.Leftover{{Of: "flannel"}, {Of: "flannel"}},
 	}, nil
@@ -67,7 +68,7 @@ strait_agent_problems{severity="warning"} 0
 # HELP strait_agent_start_time_seconds Start of the agent, seconds since the epoch.
 # TYPE strait_agent_start_time_seconds gauge
 strait_agent_start_time_seconds 1000.5
-# HELP strait_datapath_packets_total Packets by what became of them; verdict is forwarded or dropped.
+# HELP strait_datapath_packets_total Packets by what became of them; verdict is forwarded, ignored or dropped.
 # TYPE strait_datapath_packets_total counter
 strait_datapath_packets_total{reason="isolated",verdict="dropped"} 1
 strait_datapath_packets_total{reason="to_stack",verdict="forwarded"} 6

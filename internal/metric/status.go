@@ -33,8 +33,8 @@ func newStatusCollector(status func(context.Context) (localapi.Status, error)) *
 		problems: d("agent_problems", "Problems as strait status shows them, by severity (error, warning).", "severity"),
 		started:  d("agent_start_time_seconds", "Start of the agent, seconds since the epoch."),
 
-		packets:  d("datapath_packets_total", "Packets by what became of them; verdict is forwarded or dropped.", "reason", "verdict"),
-		bytes:    d("datapath_bytes_total", "Bytes (layer 3) by what became of them; verdict is forwarded or dropped.", "reason", "verdict"),
+		packets:  d("datapath_packets_total", "Packets by what became of them; verdict is forwarded, ignored or dropped.", "reason", "verdict"),
+		bytes:    d("datapath_bytes_total", "Bytes (layer 3) by what became of them; verdict is forwarded, ignored or dropped.", "reason", "verdict"),
 		programs: d("datapath_programs", "Attached programs by name: one per device or cgroup.", "program"),
 		mtu:      d("datapath_mtu_bytes", "Largest packet; of is device or pod.", "of"),
 
@@ -125,12 +125,8 @@ func (c *statusCollector) collectAgent(s localapi.Status, gauge gaugeFunc) {
 
 func (c *statusCollector) collectDatapath(s localapi.Status, gauge gaugeFunc, counter counterFunc) {
 	for _, r := range s.Counters {
-		verdict := "forwarded"
-		if r.Dropped {
-			verdict = "dropped"
-		}
-		counter(c.packets, r.Packets, r.Name, verdict)
-		counter(c.bytes, r.Bytes, r.Name, verdict)
+		counter(c.packets, r.Packets, r.Name, string(r.Verdict))
+		counter(c.bytes, r.Bytes, r.Name, string(r.Verdict))
 	}
 	programs := map[string]int{}
 	for _, p := range s.Programs {

@@ -8,11 +8,35 @@ import "fmt"
 // Reason is what became of a packet. Ids are stable: they are in dashboards and recorded flows.
 type Reason uint32
 
-// firstDropped is where the ids of drops begin.
-const firstDropped Reason = 32
+// Kind says whether somebody misses the packet.
+type Kind string
 
-// Dropped reports whether the packet's way ended here.
-func (r Reason) Dropped() bool { return r >= firstDropped }
+// The kinds of reasons.
+const (
+	Forwarded Kind = "forwarded"
+	Ignored   Kind = "ignored" // its way ended here, but there was nobody it could have reached
+	Dropped   Kind = "dropped"
+)
+
+// Where the ids of a kind begin.
+const (
+	firstIgnored Reason = 24
+	firstDropped Reason = 32
+)
+
+// Kind returns the kind, which is in the id.
+func (r Reason) Kind() Kind {
+	switch {
+	case r >= firstDropped:
+		return Dropped
+	case r >= firstIgnored:
+		return Ignored
+	}
+	return Forwarded
+}
+
+// Dropped reports whether the packet was dropped.
+func (r Reason) Dropped() bool { return r.Kind() == Dropped }
 
 // String gives the reason's name as in reasons.def in lower case, or its number when this version does not know it.
 func (r Reason) String() string {

@@ -125,7 +125,7 @@ Every packet that passes a Strait program is counted under one of these reasons 
 | id | name | what happened | packet |
 |---|---|---|---|
 {{- range .}}
-| {{.ID}} | ` + "`{{.Slug}}`" + ` | {{.Text}} | {{if ge .ID 32}}dropped{{else}}forwarded{{end}} |
+| {{.ID}} | ` + "`{{.Slug}}`" + ` | {{.Text}} | {{if ge .ID 32}}dropped{{else if ge .ID 24}}ignored{{else}}forwarded{{end}} |
 {{- end}}
 `))
 }
