@@ -2,7 +2,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -248,28 +247,6 @@ func removeAll(dir string) error {
 		return err
 	}
 	return nil
-}
-
-// Processes lists the processes that are in the tree.
-func (t Tree) Processes() []string {
-	var pids []string
-	for _, h := range t.Hierarchies {
-		_ = filepath.WalkDir(filepath.Join(h.Base, t.Path), func(path string, e os.DirEntry, err error) error {
-			if err != nil || e.Name() != "cgroup.procs" {
-				return nil
-			}
-			f, err := os.Open(path)
-			if err != nil {
-				return nil
-			}
-			defer f.Close()
-			for s := bufio.NewScanner(f); s.Scan(); {
-				pids = append(pids, s.Text())
-			}
-			return nil
-		})
-	}
-	return pids
 }
 
 // MountInside mounts the hierarchies afresh below /sys/fs/cgroup: called inside the cgroup namespace of the node, whose

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -267,22 +268,45 @@ func imageCommand(p places) *cobra.Command {
 				return err
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "IMAGE\tMIB\tARCHIVE")
+			fmt.Fprintln(w, "IMAGE\tMB\tMB COMPRESSED\tARCHIVE")
 			for _, s := range all {
 				file, err := image.Archive(imageDir(p), s, runtime.GOARCH)
 				if err != nil {
 					return err
 				}
 				path := filepath.Join(imageDir(p), file)
-				stat, err := os.Stat(path)
+				plain, packed, err := sizes(path)
 				if err != nil {
 					return err
 				}
-				fmt.Fprintf(w, "%s\t%.1f\t%s\n", s.Name, float64(stat.Size())/(1<<20), path)
+				fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%s\n", s.Name, plain, packed, path)
 			}
 			return w.Flush()
 		},
 	}
+}
+
+// sizes are those of a file in MB, as it is and as a registry would send it.
+func sizes(path string) (plain, packed float64, err error) {
+	in, err := os.Open(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer in.Close()
+	var count counter
+	zip := gzip.NewWriter(&count)
+	n, err := io.Copy(zip, in)
+	if err == nil {
+		err = zip.Close()
+	}
+	return float64(n) / 1e6, float64(count) / 1e6, err
+}
+
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
 
 func buildCommand(p places) *cobra.Command {

@@ -233,7 +233,6 @@ func WaitReady(ctx context.Context, server string, ca []byte, dial func(context.
 		DisableKeepAlives: true,
 	}
 	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}
-	last := errors.New("not asked yet")
 	for {
 		response, err := client.Get(strings.TrimSuffix(server, "/") + "/readyz")
 		if err == nil {
@@ -243,10 +242,9 @@ func WaitReady(ctx context.Context, server string, ca []byte, dial func(context.
 			}
 			err = fmt.Errorf("/readyz answers %s", response.Status)
 		}
-		last = err
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the API server: %w (last: %w)", context.Cause(ctx), last)
+			return fmt.Errorf("wait for the API server: %w (last: %w)", context.Cause(ctx), err)
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

@@ -3,6 +3,7 @@ package debian
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -23,10 +24,10 @@ func Packages(tools []string) []string {
 // Missing filters the packages that are not installed.
 func Missing(ctx context.Context, packages []string) ([]string, error) {
 	args := append([]string{"-W", "-f", "${Package} ${db:Status-Status}\n"}, packages...)
-	// dpkg-query fails when one package is unknown and still answers for the others.
 	out, err := exec.CommandContext(ctx, "dpkg-query", args...).Output()
-	if err != nil && len(out) == 0 && ctx.Err() != nil {
-		return nil, fmt.Errorf("ask dpkg for installed packages: %w", err)
+	// It exits with 1 when one package is unknown and still answers for the others.
+	if unknown := (*exec.ExitError)(nil); err != nil && !errors.As(err, &unknown) {
+		return nil, fmt.Errorf("ask dpkg for installed packages (a lab needs Debian or Ubuntu): %w", err)
 	}
 	installed := map[string]bool{}
 	for line := range strings.Lines(string(out)) {

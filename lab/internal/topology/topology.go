@@ -127,9 +127,6 @@ func (s Spec) RouterOutsideAddrs() []netip.Prefix { return s.outsideHost(1) }
 // OutsideAddrs are the web server's.
 func (s Spec) OutsideAddrs() []netip.Prefix { return s.outsideHost(2) }
 
-// OutsideNetworks are the networks behind the router.
-func (s Spec) OutsideNetworks() []netip.Prefix { return prefixes(s, "172.19.0.0/24", "fd19::/64") }
-
 // ControlPlaneAddrs are the API server's.
 func (s Spec) ControlPlaneAddrs() []netip.Prefix { return s.underlayHost(2) }
 

@@ -3,7 +3,7 @@ package world
 
 import (
 	"fmt"
-	"log"
+	"log/slog"
 	"net/http"
 	"os"
 	"time"
@@ -12,11 +12,11 @@ import (
 // Serve answers HTTP on port 80 of both families. /clientip and /hostname answer as agnhost does; every request is logged
 // with the address it came from, which is what the cluster's network made of it.
 func Serve() error {
-	logger := log.New(os.Stdout, "", 0)
+	logger := slog.New(slog.NewTextHandler(os.Stdout, nil))
 	mux := http.NewServeMux()
 	reply := func(text func(*http.Request) string) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
-			logger.Printf("%s %s %s%s from %s", time.Now().Format(time.TimeOnly), r.Method, r.Host, r.URL.Path, r.RemoteAddr)
+			logger.Info("request", "client", r.RemoteAddr, "method", r.Method, "host", r.Host, "path", r.URL.Path)
 			fmt.Fprint(w, text(r))
 		}
 	}
