@@ -73,11 +73,11 @@ bin/lab: FORCE
 	@mkdir -p bin
 	cd lab && go build -trimpath -o ../bin/lab .
 
-up: build bin/lab ## a real Kubernetes on this machine with Strait as its network (LAB="--nodes 3 --mode vxlan")
+up: build bin/lab ## a real Kubernetes on this machine with Strait as its network (LAB="--nodes 3 --mode vxlan"; STRAIT_LAB=name for a second one)
 	bin/lab up $(LAB)
 
 down: bin/lab ## end the lab and leave nothing behind
-	bin/lab down $(LAB)
+	bin/lab down
 
 image: build bin/lab ## assemble the container image and print its size
 	bin/lab image
