@@ -136,33 +136,36 @@ func delegate(h Hierarchy, dir string) error {
 		return nil
 	}
 	controllers, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
-	if err != nil {
+	if err != nil || len(controllers) == 0 {
+		return err
+	}
+	if err := stepAside(dir); err != nil {
 		return err
 	}
 	control := filepath.Join(dir, "cgroup.subtree_control")
 	for c := range strings.FieldsSeq(string(controllers)) {
 		err := os.WriteFile(control, []byte("+"+c), 0o644)
-		if errors.Is(err, unix.EBUSY) {
-			// Only the real root may hold processes and delegate. Inside a container the visible root is not the
-			// real one; its processes step aside into a child, as every nested container runtime has them do.
-			if err = stepAside(dir); err == nil {
-				err = os.WriteFile(control, []byte("+"+c), 0o644)
-			}
-		}
-		if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EINVAL) {
+		if err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: one that this kernel has and does not hand on
 			return fmt.Errorf("enable cgroup controller %s in %s: %w", c, dir, err)
 		}
 	}
 	return nil
 }
 
+// stepAside empties a directory of processes, because only the real root may hold processes and delegate. Inside a container
+// the visible root is not the real one; its processes move into a child, as every nested container runtime has them do. It
+// has to happen before the first controller is enabled: those that know threads would make the directory the root of a
+// threaded subtree, silently, and memory would be refused from then on.
 func stepAside(dir string) error {
-	side := filepath.Join(dir, leaf)
-	if err := os.MkdirAll(side, 0o755); err != nil {
-		return err
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); errors.Is(err, os.ErrNotExist) {
+		return nil // the real root
 	}
 	procs, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	if err != nil {
+	if err != nil || len(procs) == 0 {
+		return err
+	}
+	side := filepath.Join(dir, leaf)
+	if err := os.MkdirAll(side, 0o755); err != nil {
 		return err
 	}
 	for pid := range strings.FieldsSeq(string(procs)) {
