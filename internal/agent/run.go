@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/strait-net/strait/internal/cni/server"
 	"github.com/strait-net/strait/internal/cni/wire"
-	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/control"
 	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/datapath/sync"
@@ -168,20 +166,11 @@ func (a *agent) adoptSelf(self state.Node) {
 	switch err := a.keeper.SetPools(cidrs); {
 	case err != nil:
 		a.report(subject, err)
-	case len(cidrs) == 0:
-		a.report(subject, fmt.Errorf("has no pod CIDR: with ipam.mode %s %s sets spec.podCIDRs", a.cfg.IPAM.Mode, podCIDRWriter(a.cfg.IPAM.Mode)))
 	case len(self.Addresses) == 0:
 		a.report(subject, errors.New("has no InternalIP address in its status: set the kubelet's --node-ip"))
 	default:
 		state.Clear(a.state.Problems, agentProblems, subject)
 	}
-}
-
-func podCIDRWriter(m config.IPAMMode) string {
-	if m == config.ClusterPool {
-		return "strait-operator"
-	}
-	return "kube-controller-manager --allocate-node-cidrs"
 }
 
 func (a *agent) sweep(ctx context.Context) error {
