@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/strait-net/strait/lab/internal/topology"
 )
@@ -155,6 +156,60 @@ func TestNET3_NodeToOutside(t *testing.T) {
 			if got, want := seen(t, out, err), same(from.addrs, address); got != want {
 				t.Errorf("the world sees %s, want %s", got, want)
 			}
+		}
+	}
+}
+
+// The world has names, too: a pod asks CoreDNS, which asks the name server outside.
+func TestNET3_OutsideByName(t *testing.T) {
+	if shared.spec().Network == "isolated" {
+		t.Skip("an isolated cluster's name server reaches no other")
+	}
+	out, err := shared.inPod(t.Context(), shared.namespace, shared.nodes[0].server, "curl -sS --max-time 5 http://web.outside.test/hostname")
+	if err != nil || out != "outside" {
+		t.Errorf("got %q %v", out, err)
+	}
+}
+
+// NET-4: what is on the wire between two nodes is what the routing mode says, and nothing else.
+func TestNET4_OnTheWire(t *testing.T) {
+	if len(shared.nodes) < 2 || shared.spec().CNI != "strait" {
+		t.Skip("needs Strait and two nodes")
+	}
+	from, to := shared.nodes[0], shared.nodes[1]
+	for _, address := range to.pods {
+		// 20 pings of an odd size, and the frames of about that size that leave the node meanwhile.
+		const capture = "timeout 4 tcpdump -nn -Q out -i eth0 'greater 1100 and less 1300' 2>/dev/null || true"
+		node := make(chan string, 1)
+		go func() {
+			out, err := shared.onMachine(t.Context(), from.name, capture)
+			if err != nil {
+				out += err.Error()
+			}
+			node <- out
+		}()
+		time.Sleep(1500 * time.Millisecond)
+		if _, err := shared.inPod(t.Context(), shared.namespace, from.server, "ping -c 20 -i 0.05 -s 1111 -W 2 "+address.String()); err != nil {
+			t.Error(err)
+		}
+		wire := <-node
+		source := same(from.pods, address).String()
+		tunnelled, plain := 0, 0
+		for line := range strings.Lines(wire) {
+			switch {
+			case strings.HasPrefix(line, " "): // what is inside the tunnelled frame of the line before
+			case strings.Contains(line, ".8472"):
+				tunnelled++
+			case strings.Contains(line, " "+source+" > "+address.String()):
+				plain++
+			}
+		}
+		wantTunnelled, wantPlain := 20, 0
+		if shared.spec().Mode == "native" {
+			wantTunnelled, wantPlain = 0, 20
+		}
+		if tunnelled != wantTunnelled || plain != wantPlain {
+			t.Errorf("%s: %d tunnelled and %d plain frames, want %d and %d:\n%s", address, tunnelled, plain, wantTunnelled, wantPlain, wire)
 		}
 	}
 }

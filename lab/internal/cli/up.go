@@ -55,8 +55,10 @@ func up(ctx context.Context, p places, spec topology.Spec) error {
 	s := screen.New(os.Stdout)
 	if _, state, err := p.running(ctx, spec.Name); err == nil {
 		s.Note("Lab %s runs since %s; installing again.", spec.Name, state.Started.Format("15:04:05"))
-		state.Spec.Set = spec.Set
-		return install(ctx, p, s, state.Spec)
+		if err := sameLab(state.Spec, spec); err != nil {
+			return err
+		}
+		return install(ctx, p, s, spec)
 	}
 	config, err := prepare(ctx, p, s, spec)
 	if err != nil {
@@ -69,6 +71,22 @@ func up(ctx context.Context, p places, spec topology.Spec) error {
 		return err
 	}
 	return install(ctx, p, s, spec)
+}
+
+// sameLab refuses to pretend that a running lab could become another one; only chart values may differ.
+func sameLab(running, wanted topology.Spec) error {
+	for _, f := range []struct {
+		flag      string
+		is, wants any
+	}{
+		{"nodes", running.Nodes, wanted.Nodes}, {"mode", running.Mode, wanted.Mode}, {"ip", running.IP, wanted.IP},
+		{"network", running.Network, wanted.Network}, {"ipam", running.IPAM, wanted.IPAM}, {"cni", running.CNI, wanted.CNI},
+	} {
+		if f.is != f.wants {
+			return fmt.Errorf("lab %s runs with --%s %v, not %v: end it with lab down, or start another with --name", running.Name, f.flag, f.is, f.wants)
+		}
+	}
+	return nil
 }
 
 // prepare makes binaries and images.
