@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -84,7 +85,7 @@ func (n *Node) WaitReady(limit time.Duration) {
 		default:
 		}
 		var out string
-		if out, last = n.TryRun(filepath.Join(n.cluster.bin, "strait"), "status", "-o", "json"); strings.Contains(out, `"ready": true`) {
+		if out, last = n.TryCLI("status", "-o", "json"); strings.Contains(out, `"ready": true`) {
 			return
 		}
 	}
@@ -95,6 +96,21 @@ func (n *Node) WaitReady(limit time.Duration) {
 func (n *Node) CLI(args ...string) string {
 	n.t.Helper()
 	return n.Run(filepath.Join(n.cluster.bin, "strait"), args...)
+}
+
+// TryCLI runs the strait command on the node and returns its output and how it ended.
+func (n *Node) TryCLI(args ...string) (string, error) {
+	return n.TryRun(filepath.Join(n.cluster.bin, "strait"), args...)
+}
+
+// Config returns a copy of the node's configuration.
+func (n *Node) Config() map[string]any { return maps.Clone(n.settings) }
+
+// SetConfig replaces the node's configuration; the agent reads it when it starts.
+func (n *Node) SetConfig(settings map[string]any) {
+	n.t.Helper()
+	n.settings = settings
+	writeYAML(n.t, n.config, n.settings)
 }
 
 // SetConfigKey changes one top-level key of the node's configuration; the agent reads it when it starts.

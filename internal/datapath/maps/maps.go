@@ -68,7 +68,8 @@ func Open(tree pin.Tree, spec *ebpf.CollectionSpec) (*Maps, error) {
 	}
 	if len(wrong) > 0 {
 		m.Close()
-		return nil, errors.Join(wrong...)
+		return nil, fmt.Errorf("%w\nif a size below maps in the configuration was changed, set it back; otherwise empty the node with strait uninstall",
+			errors.Join(wrong...))
 	}
 	for _, want := range missing {
 		made, err := ebpf.NewMapWithOptions(want, ebpf.MapOptions{PinPath: tree.Maps()})
