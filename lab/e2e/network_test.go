@@ -197,7 +197,7 @@ func TestNET4_OnTheWire(t *testing.T) {
 		tunnelled, plain := 0, 0
 		for line := range strings.Lines(wire) {
 			switch {
-			case strings.HasPrefix(line, " "): // what is inside the tunnelled frame of the line before
+			case strings.HasPrefix(line, "IP"): // what is inside the tunnelled frame of the line before
 			case strings.Contains(line, ".8472"):
 				tunnelled++
 			case strings.Contains(line, " "+source+" > "+address.String()):
