@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -393,5 +392,3 @@ func (s skb) hop() skb {
 	s.ttl--
 	return s
 }
-
-func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }

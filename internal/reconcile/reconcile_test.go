@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -89,7 +88,7 @@ func start(t *testing.T, k *kernel) (*table.Table[row], *Reconciler[row]) {
 	t.Helper()
 	rows := table.New("rows", func(r row) string { return r.Key })
 	r := New(Config[row]{
-		Table: rows, Ops: k, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Table: rows, Ops: k, Log: slog.New(slog.DiscardHandler),
 		RetryMin: time.Millisecond, RetryMax: 10 * time.Millisecond, PruneEvery: 20 * time.Millisecond,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
