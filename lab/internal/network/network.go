@@ -42,6 +42,7 @@ type Port struct {
 	Net    *namespace.Net
 	Device string
 	Addrs  []netip.Prefix
+	MAC    net.HardwareAddr // nil: the kernel invents one
 }
 
 // Plug connects a machine to the underlay's bridge; name is the bridge port's.
@@ -51,6 +52,8 @@ func Plug(underlay *namespace.Net, name string, p Port) error {
 			LinkAttrs:     netlink.LinkAttrs{Name: name},
 			PeerName:      p.Device,
 			PeerNamespace: netlink.NsFd(p.Net.Fd()),
+
+			PeerHardwareAddr: p.MAC,
 		}
 		if err := netlink.LinkAdd(pair); err != nil {
 			return fmt.Errorf("add link %s: %w", name, err)

@@ -116,7 +116,7 @@ func (s *Supervisor) plug(m *member) error {
 	if err := network.Unplug(s.underlay, m.node.Name); err != nil {
 		return err
 	}
-	err := network.Plug(s.underlay, m.node.Name, network.Port{Net: m.net, Device: network.Uplink, Addrs: m.node.Addrs})
+	err := network.Plug(s.underlay, m.node.Name, network.Port{Net: m.net, Device: network.Uplink, Addrs: m.node.Addrs, MAC: m.node.MAC})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ package topology
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -114,6 +115,9 @@ func (s Spec) underlayHost(n int) []netip.Prefix {
 	return prefixes(s, "172.18.0."+d+"/24", "fd18::"+d+"/64")
 }
 
+// mac is the link address of host number n on the underlay, locally administered.
+func mac(n int) net.HardwareAddr { return net.HardwareAddr{0x02, 0x18, 0, 0, 0, byte(n)} }
+
 // outsideHost is the same in the network behind the router.
 func (s Spec) outsideHost(n int) []netip.Prefix {
 	d := strconv.Itoa(n)
@@ -143,11 +147,13 @@ type Node struct {
 	Name  string         `json:"name"`
 	Index int            `json:"index"` // from 1
 	Addrs []netip.Prefix `json:"addrs"` // on the underlay, IPv4 first
+	// MAC of the node's link: the same after a reboot, as a machine's is, so that no neighbour has to find out.
+	MAC net.HardwareAddr `json:"mac"`
 }
 
 // Node gives the node with a number from 1.
 func (s Spec) Node(index int) Node {
-	return Node{Name: fmt.Sprintf("node%d", index), Index: index, Addrs: s.underlayHost(10 + index)}
+	return Node{Name: fmt.Sprintf("node%d", index), Index: index, Addrs: s.underlayHost(10 + index), MAC: mac(10 + index)}
 }
 
 // Join renders a list with commas, the form of most Kubernetes flags.
