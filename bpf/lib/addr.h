@@ -43,6 +43,14 @@ static __always_inline bool addr_is_link_multicast(const struct addr *a, bool v6
 	return (a->w[3] & bpf_htonl(0xffffff00)) == bpf_htonl(0xe0000000);
 }
 
+/* 169.254.1.1, every pod's next hop, and all of fe80::/10, where the other one is: neither is anybody beyond the link. */
+static __always_inline bool addr_is_gateway(const struct addr *a, bool v6)
+{
+	if (v6)
+		return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+	return a->w[3] == bpf_htonl(0xa9fe0101);
+}
+
 static __always_inline __u64 addr_half(const struct addr *a, int half)
 {
 	return (__u64)bpf_ntohl(a->w[2 * half]) << 32 | bpf_ntohl(a->w[2 * half + 1]);

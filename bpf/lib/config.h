@@ -13,4 +13,3 @@ const volatile __u32 cfg_pod_mtu;	/* largest L3 packet a pod may send to another
 const volatile enum network cfg_network;
 const volatile __u16 cfg_masq_port_min; /* host order, inclusive */
 const volatile __u16 cfg_masq_port_max;
-const volatile __u16 cfg_vxlan_port; /* host order */

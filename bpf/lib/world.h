@@ -29,6 +29,8 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 	__u32 ifindex = 0;
 	int why;
 
+	if (addr_is_gateway(&p->dst, p->flags & PACKET_V6))
+		return drop(skb, REASON_GATEWAY);
 	if (isolated(remote_flags))
 		return drop(skb, REASON_ISOLATED);
 	if (!fib_lookup(skb, p, &hop, &ifindex))

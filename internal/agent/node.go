@@ -129,7 +129,7 @@ func (n *node) load(podMTU int) error {
 		n.log.Info("tunnel device set up", "device", netdev.VXLANDevice, "changed", changed)
 	}
 	programs, err := n.newPrograms(load.Config{
-		Network: n.cfg.Network, VXLANIndex: index, VXLANPort: n.cfg.VXLAN.Port, PodMTU: podMTU,
+		Network: n.cfg.Network, VXLANIndex: index, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cfg.SocketLB.Enabled, TCX: n.tcx,
 	})
 	if err != nil {

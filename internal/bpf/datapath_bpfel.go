@@ -152,6 +152,7 @@ const (
 	DatapathReasonREASON_TO_WORLD              DatapathReason = 5
 	DatapathReasonREASON_TO_WORLD_MASQUERADED  DatapathReason = 6
 	DatapathReasonREASON_HOUSEKEEPING          DatapathReason = 24
+	DatapathReasonREASON_GATEWAY               DatapathReason = 25
 	DatapathReasonREASON_SPOOFED_SOURCE        DatapathReason = 32
 	DatapathReasonREASON_MALFORMED             DatapathReason = 33
 	DatapathReasonREASON_UNSUPPORTED_L2        DatapathReason = 34
@@ -259,7 +260,6 @@ const (
 	DatapathVarCfgNetwork      = "cfg_network"
 	DatapathVarCfgPodMtu       = "cfg_pod_mtu"
 	DatapathVarCfgVxlanIfindex = "cfg_vxlan_ifindex"
-	DatapathVarCfgVxlanPort    = "cfg_vxlan_port"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -346,7 +346,6 @@ type DatapathVariableSpecs struct {
 	CfgNetwork      *ebpf.VariableSpec `ebpf:"cfg_network"`
 	CfgPodMtu       *ebpf.VariableSpec `ebpf:"cfg_pod_mtu"`
 	CfgVxlanIfindex *ebpf.VariableSpec `ebpf:"cfg_vxlan_ifindex"`
-	CfgVxlanPort    *ebpf.VariableSpec `ebpf:"cfg_vxlan_port"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -409,7 +408,6 @@ type DatapathVariables struct {
 	CfgNetwork      *ebpf.Variable `ebpf:"cfg_network"`
 	CfgPodMtu       *ebpf.Variable `ebpf:"cfg_pod_mtu"`
 	CfgVxlanIfindex *ebpf.Variable `ebpf:"cfg_vxlan_ifindex"`
-	CfgVxlanPort    *ebpf.Variable `ebpf:"cfg_vxlan_port"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

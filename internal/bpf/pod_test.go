@@ -45,6 +45,7 @@ func TestFromPod(t *testing.T) {
 				{"an outside address", udp(f.world, f.podB), actShot, verdict.SpoofedSource, skb{}},
 				{"the node's address", udp(f.node, f.podB), actShot, verdict.SpoofedSource, skb{}},
 				{"multicast", udp(f.podA, f.multicast), actShot, verdict.Multicast, skb{}},
+				{"to the pods' gateway", udp(f.podA, f.podGateway), actShot, verdict.Gateway, skb{}},
 				{"multicast of the link", udp(f.podA, f.housekeeping), actShot, verdict.Housekeeping, skb{}},
 				{"with options", with(udp(f.podA, f.podB), func(s *skb) { s.options = true }), actRedirect, verdict.ToLocalPod,
 					with(withMACs(udp(f.podA, f.podB), macPodB, macHostB).hop(), func(s *skb) { s.options = true })},

@@ -22,6 +22,7 @@ type family struct {
 	link                         netip.Prefix // of the node's device
 	gateway                      netip.Addr
 	multicast, housekeeping      netip.Addr
+	podGateway                   netip.Addr
 }
 
 func families() []family {
@@ -32,14 +33,14 @@ func families() []family {
 		tunnelPod: a("10.2.0.2"), nativePod: a("10.3.0.2"), tunnelCIDR: p("10.2.0.0/24"), nativeCIDR: p("10.3.0.0/24"),
 		node: a("192.0.2.10"), tunnelNode: a("192.0.2.20"), nativeNode: a("192.0.2.30"),
 		world: a("203.0.113.7"), apiserver: a("198.51.100.6"),
-		link: p("192.0.2.10/24"), gateway: a("192.0.2.1"), multicast: a("239.1.2.3"), housekeeping: a("224.0.0.251"),
+		link: p("192.0.2.10/24"), gateway: a("192.0.2.1"), multicast: a("239.1.2.3"), housekeeping: a("224.0.0.251"), podGateway: a("169.254.1.1"),
 	}, {
 		name: "v6", v6: true,
 		podA: a("fd00:1::2"), podB: a("fd00:1::3"), gone: a("fd00:1::99"), podCIDR: p("fd00:1::/64"),
 		tunnelPod: a("fd00:2::2"), nativePod: a("fd00:3::2"), tunnelCIDR: p("fd00:2::/64"), nativeCIDR: p("fd00:3::/64"),
 		node: a("2001:db8:1::10"), tunnelNode: a("2001:db8:1::20"), nativeNode: a("2001:db8:1::30"),
 		world: a("2001:db8:ffff::7"), apiserver: a("2001:db8:aaaa::6"),
-		link: p("2001:db8:1::10/64"), gateway: a("2001:db8:1::1"), multicast: a("ff05::123"), housekeeping: a("ff02::fb"),
+		link: p("2001:db8:1::10/64"), gateway: a("2001:db8:1::1"), multicast: a("ff05::123"), housekeeping: a("ff02::fb"), podGateway: a("fe80::1"),
 	}}
 }
 

@@ -11,6 +11,7 @@ const (
 	ToWorld             Reason = 5  // sent outside with the pod's address
 	ToWorldMasqueraded  Reason = 6  // sent outside with the node's address
 	Housekeeping        Reason = 24 // link-local multicast of a stack's own housekeeping, for which there is no link
+	Gateway             Reason = 25 // meant for the pods' gateway, which only stands for the way out
 	SpoofedSource       Reason = 32 // source address is not the pod's own
 	Malformed           Reason = 33 // packet too short or malformed
 	UnsupportedL2       Reason = 34 // neither plain IPv4 nor plain IPv6, or neighbour discovery
@@ -40,6 +41,7 @@ func reasons() []row {
 		{ToWorld, "to-world", "sent outside with the pod's address"},
 		{ToWorldMasqueraded, "to-world-masqueraded", "sent outside with the node's address"},
 		{Housekeeping, "housekeeping", "link-local multicast of a stack's own housekeeping, for which there is no link"},
+		{Gateway, "gateway", "meant for the pods' gateway, which only stands for the way out"},
 		{SpoofedSource, "spoofed-source", "source address is not the pod's own"},
 		{Malformed, "malformed", "packet too short or malformed"},
 		{UnsupportedL2, "unsupported-l2", "neither plain IPv4 nor plain IPv6, or neighbour discovery"},

@@ -70,7 +70,7 @@ func usedNode(t *testing.T) (file string, c config.Config) {
 	defer kernel.Close()
 	index, _, err := net.EnsureVXLAN(netdev.VXLAN{Port: 8472, MTU: 1450})
 	must(t, err)
-	programs, err := load.Load(spec, kernel, load.Config{Network: config.Island, VXLANIndex: index, VXLANPort: 8472, PodMTU: 1450,
+	programs, err := load.Load(spec, kernel, load.Config{Network: config.Island, VXLANIndex: index, PodMTU: 1450,
 		MasqueradeLo: 10000, MasqueradeHi: 29999, SocketLB: true, TCX: load.HaveTCX()})
 	must(t, err)
 	defer programs.Close()

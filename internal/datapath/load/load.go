@@ -20,7 +20,6 @@ import (
 type Config struct {
 	Network      config.Network
 	VXLANIndex   int    // of the tunnel device; 0: there is none
-	VXLANPort    uint16 // UDP
 	PodMTU       int    // largest packet from a pod to another node; 0: not checked
 	MasqueradeLo uint16 // ports of masqueraded connections, inclusive
 	MasqueradeHi uint16
@@ -101,9 +100,6 @@ func (c Config) check() error {
 			"masqueradePorts %d-%d overlap net.ipv4.ip_local_port_range %d-%d of this node: connections of pods and of the node would meet",
 			c.MasqueradeLo, c.MasqueradeHi, c.LocalLo, c.LocalHi))
 	}
-	if c.VXLANIndex != 0 && c.VXLANPort == 0 {
-		errs = append(errs, errors.New("vxlan.port 0: want 1 to 65535"))
-	}
 	if c.PodMTU != 0 && c.PodMTU < 1280 {
 		errs = append(errs, fmt.Errorf("MTU %d of pods: want at least 1280, the least IPv6 allows (RFC 8200)", c.PodMTU))
 	}
@@ -133,7 +129,6 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 	for name, value := range map[string]any{
 		bpf.DatapathVarCfgNetwork:      network,
 		bpf.DatapathVarCfgVxlanIfindex: uint32(c.VXLANIndex),
-		bpf.DatapathVarCfgVxlanPort:    c.VXLANPort,
 		bpf.DatapathVarCfgPodMtu:       uint32(c.PodMTU),
 		bpf.DatapathVarCfgMasqPortMin:  c.MasqueradeLo,
 		bpf.DatapathVarCfgMasqPortMax:  c.MasqueradeHi,

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { nstest.Main(m) }
 
 func good() Config {
 	return Config{
-		Network: config.Island, VXLANIndex: 7, VXLANPort: 8472, PodMTU: 1450, MasqueradeLo: 10000, MasqueradeHi: 29999,
+		Network: config.Island, VXLANIndex: 7, PodMTU: 1450, MasqueradeLo: 10000, MasqueradeHi: 29999,
 		LocalLo: 32768, LocalHi: 60999, SocketLB: true, TCX: true,
 	}
 }
@@ -35,7 +35,6 @@ func TestBadConfigNamesValues(t *testing.T) {
 		{func(c *Config) { c.MasqueradeLo = 30000 }, "masqueradePorts 30000-29999: want"},
 		{func(c *Config) { c.Network = "peninsula" }, `network "peninsula": want island, flat or isolated`},
 		{func(c *Config) { c.PodMTU = 576 }, "MTU 576"},
-		{func(c *Config) { c.VXLANPort = 0 }, "vxlan.port 0"},
 	} {
 		config := good()
 		c.change(&config)
