@@ -41,8 +41,8 @@ test-race: ## the pure tests with the race detector
 	@tools/need gcc
 	CGO_ENABLED=1 go test -race -count=1 ./internal/table ./internal/reconcile ./internal/control/... ./internal/kube/... ./internal/ipam/... ./internal/endpoint/...
 
-fuzz: ## run each fuzz target for a moment (FUZZTIME=10s)
-	@tools/fuzz $(or $(FUZZTIME),10s)
+fuzz: ## run each fuzz target for a moment (FUZZTIME=30s, or 10000x for a number of inputs)
+	@tools/fuzz $(or $(FUZZTIME),10000x)
 
 e2e: up ## the lab's tests against a running lab
 	cd lab && go test -count=1 -timeout 30m ./e2e/...
