@@ -7,7 +7,6 @@ SHELL := /bin/bash
 CACHE ?= $(or $(STRAIT_CACHE),$(HOME)/.cache/strait)
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-COMMANDS := $(notdir $(wildcard cmd/*))
 
 # The toolchain, pinned here and nowhere else.
 CLANG := clang-19
@@ -16,7 +15,7 @@ GOLANGCI := v2.15.0
 
 export CGO_ENABLED = 0
 
-.PHONY: help build generate verify test test-race fuzz e2e bench lint format up down image docs clean
+.PHONY: help build generate verify test test-race fuzz e2e bench lint format up down image clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,10 +31,12 @@ generate: ## rebuild everything generated: BPF objects, their Go side, reference
 verify: generate ## prove that what is generated is what is committed
 	@git diff --exit-code --stat || { echo 'generated files differ from the committed ones: run "make generate" and commit'; exit 1; }
 
-test: build ## all tests of the product: pure, BPF programs, CNI, network namespaces (root for the last three)
-	@tools/need util-linux:nsenter iproute2:ip
+test: build ## all tests but those in the lab: pure, BPF programs, CNI, network namespaces (root for the last three)
+	@tools/need util-linux:nsenter iproute2:ip iputils-ping:ping
 	go test -count=1 ./...
 	cd deploy && go test -count=1 ./...
+	cd lab && go test -count=1 ./internal/...
+	cd bench && go test -count=1 ./...
 
 test-race: ## the pure tests with the race detector
 	@tools/need gcc

@@ -40,12 +40,12 @@ type node struct {
 
 	mu       stdsync.RWMutex // guards loaded programs and what they were loaded with; held for reading while one is being attached
 	podMTU   int
+	tunnel   int // index of the tunnel device
 	programs *load.Programs
 	attacher *attach.Attacher
 }
 
-// openNode prepares the kernel and loads the programs; nothing that carries traffic is changed except that attached programs are
-// replaced by this agent's. Local pods are not restored yet.
+// openNode opens what the node has; nothing that carries traffic is changed. Programs are not loaded and pods not restored yet.
 func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err error) {
 	n := &node{name: name, cfg: cfg, log: log, state: state.New(), tcx: load.HaveTCX(), pools: ipam.New(cfg.IPAM.CoolDown.Duration)}
 	defer func() {
@@ -106,11 +106,19 @@ func (n *node) close() {
 	}
 }
 
-// load makes the tunnel device and the programs fit the MTU, and puts the programs in place of those attached. podMTU 0 is not checked.
+// load makes sure of the tunnel device, and of programs that know it and the MTU: new ones take the place of those attached.
+// podMTU 0 is not checked.
 func (n *node) load(podMTU int) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.programs != nil && n.podMTU == podMTU {
+	tunnel, changed, err := n.net.EnsureVXLAN(netdev.VXLAN{Port: n.cfg.VXLAN.Port, MTU: podMTU})
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 {
+		n.log.Info("tunnel device set up", "device", netdev.VXLANDevice, "changed", changed)
+	}
+	if n.programs != nil && n.podMTU == podMTU && n.tunnel == tunnel {
 		return nil
 	}
 	lo, hi, err := n.cfg.MasqueradePortRange()
@@ -121,36 +129,21 @@ func (n *node) load(podMTU int) error {
 	if err != nil {
 		return err
 	}
-	index, changed, err := n.net.EnsureVXLAN(netdev.VXLAN{Port: n.cfg.VXLAN.Port, MTU: tunnelMTU(podMTU)})
-	if err != nil {
-		return err
-	}
-	if len(changed) > 0 {
-		n.log.Info("tunnel device set up", "device", netdev.VXLANDevice, "changed", changed)
-	}
 	programs, err := n.newPrograms(load.Config{
-		Network: n.cfg.Network, VXLANIndex: index, PodMTU: podMTU,
+		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cfg.SocketLB.Enabled, TCX: n.tcx,
 	})
 	if err != nil {
 		return err
 	}
 	old := n.programs
-	n.programs, n.podMTU = programs, podMTU
+	n.programs, n.podMTU, n.tunnel = programs, podMTU, tunnel
 	n.attacher = attach.New(n.tree, n.net, programs, n.tcx)
 	err = n.attachLocked()
 	if old != nil {
 		old.Close()
 	}
 	return err
-}
-
-// tunnelMTU is the MTU of the tunnel device while that of pods is not known: the least one every node can carry.
-func tunnelMTU(podMTU int) int {
-	if podMTU == 0 {
-		return 1280
-	}
-	return podMTU
 }
 
 // attachLocked puts the loaded programs everywhere they belong. A device that has gone meanwhile is no error.

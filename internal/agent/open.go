@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -88,6 +89,7 @@ func (a *agent) admit(ctx context.Context, i server.Install) error {
 		a.writer.Event(kube.Normal, "StraitReady", "pods can be started on this node")
 	}
 	close(a.rehearsed)
+	debug.FreeOSMemory() // what reading the whole cluster once has left behind
 	a.log.Info("node is open for pods", "after", time.Since(a.began).Round(time.Millisecond))
 	return nil
 }

@@ -45,7 +45,7 @@ type agent struct {
 	watcher     *netdev.Watcher
 	rehearsed   chan struct{} // closed when a pod can be started
 	lastAdd     atomic.Int64  // unix nanoseconds of the last successful ADD
-	lastError   atomic.Value  // string: of the last CNI request
+	lastError   atomic.Value  // string: of the last ADD, empty when it succeeded
 }
 
 type reconciler interface {
@@ -121,7 +121,8 @@ func (a *agent) newReconcilers() error {
 	return nil
 }
 
-// followNode gives the keeper the node's pod CIDRs, and makes the choice of devices follow its addresses.
+// followNode gives the keeper the node's pod CIDRs, and makes the choice of devices follow its addresses. The choice is final once
+// they are known: while this node has no object, what was attached stays attached.
 func (a *agent) followNode(ctx context.Context, look chan<- struct{}, choiceFinal func()) error {
 	select {
 	case <-ctx.Done():
@@ -129,10 +130,13 @@ func (a *agent) followNode(ctx context.Context, look chan<- struct{}, choiceFina
 	case <-a.state.Nodes.Initialized():
 	}
 	var last state.Node
-	for first := true; ; first = false {
+	for {
 		nodes := a.state.Nodes.Snapshot()
 		self, known := a.self()
-		if known && !self.Equal(last) {
+		switch {
+		case !known:
+			a.report(a.subject(), errors.New("has no Node object: start the kubelet, or set --node-name to the name the kubelet uses"))
+		case !self.Equal(last):
 			a.adoptSelf(self)
 			last = self
 			// The second send is taken when the look that the first asked for is over.
@@ -143,8 +147,6 @@ func (a *agent) followNode(ctx context.Context, look chan<- struct{}, choiceFina
 				case look <- struct{}{}:
 				}
 			}
-		}
-		if first {
 			choiceFinal()
 		}
 		select {
@@ -162,16 +164,18 @@ func (a *agent) adoptSelf(self state.Node) {
 			cidrs = append(cidrs, p)
 		}
 	}
-	subject := "node " + a.Node
 	switch err := a.keeper.SetPools(cidrs); {
 	case err != nil:
-		a.report(subject, err)
+		a.report(a.subject(), err)
 	case len(self.Addresses) == 0:
-		a.report(subject, errors.New("has no InternalIP address in its status: set the kubelet's --node-ip"))
+		a.report(a.subject(), errors.New("has no InternalIP address in its status: set the kubelet's --node-ip"))
 	default:
-		state.Clear(a.state.Problems, agentProblems, subject)
+		state.Clear(a.state.Problems, agentProblems, a.subject())
 	}
 }
+
+// subject is what problems with this node's object are reported under.
+func (a *agent) subject() string { return "node " + a.Node }
 
 func (a *agent) sweep(ctx context.Context) error {
 	for {

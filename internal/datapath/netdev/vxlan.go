@@ -16,7 +16,7 @@ func VXLANMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 0x53, 0x54, 0x5
 // VXLAN is the tunnel device. Where a packet goes is decided per packet by the datapath (collect metadata).
 type VXLAN struct {
 	Port uint16 // UDP, of both ends
-	MTU  int    // of packets inside
+	MTU  int    // of packets inside; 0: not known, left as it is
 }
 
 // EnsureVXLAN makes the tunnel device as described and returns its index and what it had to change. Attributes that can be
@@ -88,7 +88,7 @@ func (n *Net) adjustVXLAN(v VXLAN, link netlink.Link) (changed []string, err err
 	fail := func(what string, err error) ([]string, error) {
 		return nil, fmt.Errorf("set %s of device %s: %w", what, VXLANDevice, err)
 	}
-	if have.MTU != v.MTU {
+	if v.MTU != 0 && have.MTU != v.MTU {
 		if err := n.h.LinkSetMTU(link, v.MTU); err != nil {
 			return fail(fmt.Sprintf("MTU %d", v.MTU), err)
 		}
