@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +32,7 @@ func TestKilledAgentBreaksNoConnection(t *testing.T) {
 			}) {
 				t.Fatal("service does not answer")
 			}
+			before := synRetransmits(t, client) // of waiting for the service
 			const length = 4 * time.Second
 			var waits []func() testkit.Answer
 			for _, address := range []string{
@@ -38,7 +41,7 @@ func TestKilledAgentBreaksNoConnection(t *testing.T) {
 			} {
 				for _, keep := range []bool{true, false} {
 					waits = append(waits, client.StartProbe(testkit.Probe{
-						Network: "tcp", Address: address, Keep: keep, For: length, Interval: 5 * time.Millisecond,
+						Network: "tcp", Address: address, Keep: keep, For: length, Interval: 5 * time.Millisecond, Timeout: 10 * time.Second,
 					}))
 				}
 			}
@@ -60,11 +63,38 @@ func TestKilledAgentBreaksNoConnection(t *testing.T) {
 					t.Errorf("%d exchanges, %d failed, longest %s: %v", got.OK, got.Failed, got.Longest, got.Errors)
 				}
 			}
+			// A lost first packet shows as a repeated SYN, however busy the machine is.
+			if n := synRetransmits(t, client) - before; n != 0 {
+				t.Errorf("%d SYNs were lost", n)
+			}
 			if err := client.Check(); err != nil {
 				t.Errorf("CHECK after restarts: %v", err)
 			}
 		})
 	}
+}
+
+// synRetransmits returns how many SYNs the pod had to repeat: TCPSynRetrans of /proc/net/netstat, a line of names and one of values.
+func synRetransmits(t *testing.T, p *testkit.Pod) int {
+	t.Helper()
+	var names []string
+	for line := range strings.Lines(p.Run("cat", "/proc/self/net/netstat")) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "TcpExt:" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		n, err := strconv.Atoi(fields[slices.Index(names, "TCPSynRetrans")])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	t.Fatal("no TcpExt values in /proc/net/netstat")
+	return 0
 }
 
 // OPS-2, IPAM-2: the agent is killed at random moments while pods come and go; in the end nothing is left over.
