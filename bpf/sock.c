@@ -60,6 +60,8 @@ static __always_inline int sock_refuse(void)
 static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_key *at)
 {
 	struct sk_peer *peer, names = { .service = *at };
+	struct lb_client client = { .hash = bpf_get_prandom_u32() };
+	struct lb_choice choice;
 	struct service *svc = NULL;
 
 	if (at->proto == IPPROTO_TCP || at->proto == IPPROTO_UDP)
@@ -70,8 +72,9 @@ static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_ke
 		bpf_sk_storage_delete(&strait_sk, ctx->sk);
 		return 0;
 	}
-	if (!lb_backend(svc, at->proto, bpf_get_prandom_u32(), &names.backend))
+	if (!lb_select(svc, at, &client, &choice))
 		return -1;
+	names.backend = choice.to;
 	peer = bpf_sk_storage_get(&strait_sk, ctx->sk, &names, BPF_SK_STORAGE_GET_F_CREATE);
 	if (peer)
 		*peer = names;
@@ -83,13 +86,16 @@ static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_ke
 static __noinline int sock_sendmsg(struct bpf_sock_addr *ctx, struct sockaddr_key *at)
 {
 	struct dgram_key key = { .cookie = bpf_get_socket_cookie(ctx) };
+	struct lb_client client = { .hash = (key.cookie * 0x9e3779b97f4a7c15ULL) >> 32 };
+	struct lb_choice choice;
 	struct sockaddr_key *known;
 	struct service *svc = lb_service(at);
 
 	if (!svc)
 		return 0;
-	if (!lb_backend(svc, at->proto, (key.cookie * 0x9e3779b97f4a7c15ULL) >> 32, &key.backend))
+	if (!lb_select(svc, at, &client, &choice))
 		return -1;
+	key.backend = choice.to;
 	known = bpf_map_lookup_elem(&strait_dgram, &key);
 	if (!known || !sock_same(known, at))
 		bpf_map_update_elem(&strait_dgram, &key, at, BPF_ANY);

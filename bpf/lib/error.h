@@ -47,8 +47,8 @@ __noinline int error_inside_name(const struct packet *in, struct rewrite *to)
 	e = bpf_map_lookup_elem(&strait_nat, &key);
 	if (!e)
 		return 0;
-	to->addr = e->pod;
-	to->port = e->pod_port;
+	to->addr = e->client;
+	to->port = e->client_port;
 	return 1;
 }
 

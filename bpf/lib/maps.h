@@ -20,8 +20,31 @@ STRAIT_MAP(strait_ct, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_entry, 262
 STRAIT_MAP(strait_nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_entry, 131072, 0);
 STRAIT_MAP(strait_frag, BPF_MAP_TYPE_LRU_HASH, struct frag_key, struct frag_entry, 8192, 0);
 STRAIT_MAP(strait_service, BPF_MAP_TYPE_HASH, struct sockaddr_key, struct service, 65536, BPF_F_NO_PREALLOC);
-STRAIT_MAP(strait_slot, BPF_MAP_TYPE_HASH, struct slot_key, __u32, 262144, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_slot, BPF_MAP_TYPE_HASH, struct slot_key, struct slot, 262144, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_backend, BPF_MAP_TYPE_HASH, __u32, struct backend, 131072, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_load, BPF_MAP_TYPE_HASH, __u32, struct load, 131072, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_affinity, BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct affinity, 65536, 0);
+STRAIT_MAP(strait_netns, BPF_MAP_TYPE_HASH, __u64, struct netns, 4096, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_source, BPF_MAP_TYPE_LPM_TRIE, struct source_key, __u32, 65536, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_announce, BPF_MAP_TYPE_HASH, struct announce_key, struct announce, 4096, BPF_F_NO_PREALLOC);
+
+/* Backend set -> its table of backend ids, cfg_maglev_size of them. Each table is replaced whole. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__array(
+	    values, struct {
+		    __uint(type, BPF_MAP_TYPE_ARRAY);
+		    __type(key, __u32);
+		    __type(value, __u32);
+		    __uint(max_entries, 16381);
+	    });
+} strait_maglev SEC(".maps");
+
 STRAIT_MAP(strait_sk, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_peer, 0, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_dgram, BPF_MAP_TYPE_LRU_HASH, struct dgram_key, struct sockaddr_key, 65536, 0);
 STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, enum reason, struct counter, REASON_MAX, 0);

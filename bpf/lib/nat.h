@@ -70,11 +70,11 @@ static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct 
 /* The connection that uses a mapping; NULL: it is a leftover. */
 static __always_inline struct ct_entry *nat_user(const struct nat_key *k, const struct nat_entry *e)
 {
-	__be16 port = packet_is_icmp(k->proto) ? e->pod_port : k->remote_port;
+	__be16 port = packet_is_icmp(k->proto) ? e->client_port : k->remote_port;
 	struct ct_key key;
 	struct ct_entry *ct;
 
-	ct_key_make(&key, &e->pod, &k->remote, e->pod_port, port, k->proto);
+	ct_key_make(&key, &e->client, &k->remote, e->client_port, port, k->proto);
 	ct = bpf_map_lookup_elem(&strait_ct, &key);
 	if (!ct || !(ct->flags & CT_NAT) || ct->nat_port != k->node_port || !addr_equal(&ct->nat_addr, &k->node))
 		return NULL;
@@ -102,7 +102,7 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 	k->node_port = to->port;
 	e = bpf_map_lookup_elem(&strait_nat, k);
 	if (e) {
-		if (addr_equal(&e->pod, &p->src) && e->pod_port == p->sport)
+		if (addr_equal(&e->client, &p->src) && e->client_port == p->sport)
 			return 0;
 		user = nat_user(k, e);
 		if (user && !nat_over(user, k->proto, closed_too))
@@ -115,8 +115,8 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 		return -1;
 	if (user)
 		__sync_fetch_and_and((__u32 *)&user->flags, ~CT_NAT); /* should it wake up, it gets another port */
-	ours.pod = p->src;
-	ours.pod_port = p->sport;
+	ours.client = p->src;
+	ours.client_port = p->sport;
 	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;
 }
 

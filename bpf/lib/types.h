@@ -72,7 +72,12 @@ enum ct_flags {
 	CT_FIN_LO = 1 << 2,
 	CT_FIN_HI = 1 << 3,
 	CT_RST = 1 << 4,
-	CT_NAT = 1 << 5, /* nat_addr/nat_port stand for the beginner towards the other end */
+	CT_NAT = 1 << 5,     /* nat_addr/nat_port stand for the beginner towards the other end */
+	CT_SERVICE = 1 << 6, /* the entry is of a client and a frontend: backend, backend_gen say where its packets go */
+	CT_FRONT =
+	    1 << 7,	 /* front_addr/front_port stand for the other end towards the beginner: the backend's side of a service */
+	CT_DSR = 1 << 8, /* with CT_SERVICE: the backend's node answers the client itself */
+	CT_STACK = 1 << 9, /* the node's stack translates this connection: packets of the other end go through it */
 };
 
 struct ct_entry {
@@ -88,9 +93,13 @@ struct ct_entry {
 	__be16 nat_port;
 	__u16 pad;
 	__u32 tick; /* when the clock was last read for last_seen, in the datapath's own unit */
+	struct addr front_addr;
+	__be16 front_port;
+	__u16 pad2[3];
 };
 
-/* strait_nat: what a reply from outside looks like -> the pod behind it. ICMP echo: identifier in node_port, remote_port 0. */
+/* strait_nat: what a reply to an address of the node looks like -> who it is for: a masqueraded pod, or the client of a service whose
+ * backend is on another node. ICMP echo: identifier in node_port, remote_port 0. */
 struct nat_key {
 	struct addr remote;
 	struct addr node;
@@ -101,9 +110,11 @@ struct nat_key {
 };
 
 struct nat_entry {
-	struct addr pod;
-	__be16 pod_port;
-	__u16 pad[3];
+	struct addr client;
+	__be16 client_port;
+	__be16 front_port; /* 0: a masqueraded pod; else the client knows the other end by front_addr and this port */
+	__u16 pad[2];
+	struct addr front_addr;
 };
 
 /* strait_frag: first fragment's ports for the fragments that follow. */
@@ -120,31 +131,111 @@ struct frag_entry {
 	__be16 dport;
 };
 
-/* strait_service: frontend -> service. Key: struct sockaddr_key. */
+/* strait_service: frontend -> service. Key: struct sockaddr_key; address 0.0.0.0 or :: stands for every address of the node (node ports,
+ * host ports) and, with SERVICE_NODE_PORT, for those of other nodes as well. */
 enum service_flags {
-	SERVICE_CLUSTER_IP = 1 << 0,
+	SERVICE_CLUSTER_IP = 1 << 0, /* for clients inside the cluster only */
+	SERVICE_NODE_PORT = 1 << 1,
+	SERVICE_LOAD_BALANCER = 1 << 2,
+	SERVICE_EXTERNAL_IP = 1 << 3,
+	SERVICE_HOST_PORT = 1 << 4,
+	SERVICE_AFFINITY = 1 << 5,    /* a client stays with its backend for affinity seconds */
+	SERVICE_SOURCES = 1 << 6,     /* only clients that strait_source knows */
+	SERVICE_OUTER_LOCAL = 1 << 7, /* outer_set has this node's backends only: nothing in it means silence, not refusal */
+	SERVICE_DSR = 1 << 8,
+};
+
+enum algorithm {
+	ALGORITHM_RANDOM = 0,
+	ALGORITHM_MAGLEV = 1,
+	ALGORITHM_RR = 2,
+	ALGORITHM_LC = 3,
+	ALGORITHM_DH = 4,
+	ALGORITHM_SH = 5,
+	ALGORITHM_SED = 6,
+	ALGORITHM_NQ = 7,
+	ALGORITHM_P2C = 8,
 };
 
 struct service {
-	__u32 id;    /* key of the slots, never 0 */
-	__u32 count; /* active backends: slots 0..count-1 */
+	__u32 id;    /* of the frontend, never 0 */
+	__u32 count; /* slots 0..count-1 of set are in use */
 	enum service_flags flags;
-	__u32 pad;
+	__u32 turn;	 /* round robin; written by the programs */
+	__u32 set;	 /* the backends of clients inside the cluster, never 0 */
+	__u32 outer_set; /* those of clients outside; the same unless externalTrafficPolicy is Local */
+	__u32 outer_count;
+	enum algorithm algorithm;
+	__u32 affinity; /* s */
 };
 
-/* strait_slot: (service id, slot) -> backend id (__u32). */
+/* strait_slot: (backend set, slot) -> backend. A backend of weight n has one slot; algorithms that choose by slot alone know weights
+ * by sets in which userspace has repeated it. */
 struct slot_key {
-	__u32 service;
+	__u32 set;
 	__u32 slot;
 };
 
+struct slot {
+	__u32 backend; /* id */
+	__u32 weight;  /* 0 counts as 1 */
+};
+
 /* strait_backend: id -> where it is. */
+enum backend_flags {
+	BACKEND_LEAVING = 1 << 0, /* in no slot any more: TCP connections stay until the pod is gone, UDP is given another */
+};
+
 struct backend {
 	struct addr addr;
 	__be16 port;
 	__u8 proto;
-	__u8 flags;
+	__u8 pad;
 	__u32 generation; /* changes when the id is given to another address */
+	enum backend_flags flags;
+};
+
+/* strait_load: backend id -> connections under way. Made and removed with the backend by userspace, counted by the programs. */
+struct load {
+	__u32 sockets;	   /* connected by the socket programs */
+	__u32 tracked;	   /* entries with CT_SERVICE that have not ended; userspace sets it right when it sweeps */
+	__u64 connections; /* ever */
+};
+
+/* strait_affinity: (client, backend set) -> the backend it stays with. */
+struct affinity_key {
+	struct addr client;
+	__u32 set;
+};
+
+struct affinity {
+	__u32 backend;
+	__u32 generation;
+	__u32 last; /* s, CLOCK_MONOTONIC_COARSE */
+};
+
+/* strait_netns: network namespace cookie -> the addresses its clients have. The node's own is there as well. */
+struct netns {
+	struct addr addr4;
+	struct addr addr6;
+};
+
+/* strait_source: (service id, prefix) -> allowed. */
+struct source_key {
+	__u32 prefix_len; /* over 160 bits: the id, then the address */
+	__u32 service;
+	struct addr addr;
+};
+
+/* strait_announce: service addresses this node answers ARP and neighbour discovery for, by device. */
+struct announce_key {
+	struct addr addr;
+	__u32 ifindex;
+};
+
+struct announce {
+	__u8 mac[6];
+	__u8 pad[2];
 };
 
 /* strait_sk: socket -> the service address it was told to connect to. */

@@ -94,8 +94,8 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p)
 	e = nat_reverse(p);
 	if (!e)
 		return to_stack(skb);
-	to.addr = e->pod;
-	to.port = e->pod_port;
+	to.addr = e->client;
+	to.port = e->client_port;
 	ep = endpoint_lookup(&to.addr);
 	if (!ep || !world_track(p, &to))
 		return to_stack(skb);

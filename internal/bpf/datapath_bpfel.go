@@ -18,14 +18,60 @@ type DatapathAddr struct {
 	W [4]uint32
 }
 
+type DatapathAffinity struct {
+	_          structs.HostLayout
+	Backend    uint32
+	Generation uint32
+	Last       uint32
+}
+
+type DatapathAffinityKey struct {
+	_      structs.HostLayout
+	Client DatapathAddr
+	Set    uint32
+}
+
+type DatapathAlgorithm uint32
+
+const (
+	DatapathAlgorithmALGORITHM_RANDOM DatapathAlgorithm = 0
+	DatapathAlgorithmALGORITHM_MAGLEV DatapathAlgorithm = 1
+	DatapathAlgorithmALGORITHM_RR     DatapathAlgorithm = 2
+	DatapathAlgorithmALGORITHM_LC     DatapathAlgorithm = 3
+	DatapathAlgorithmALGORITHM_DH     DatapathAlgorithm = 4
+	DatapathAlgorithmALGORITHM_SH     DatapathAlgorithm = 5
+	DatapathAlgorithmALGORITHM_SED    DatapathAlgorithm = 6
+	DatapathAlgorithmALGORITHM_NQ     DatapathAlgorithm = 7
+	DatapathAlgorithmALGORITHM_P2C    DatapathAlgorithm = 8
+)
+
+type DatapathAnnounce struct {
+	_   structs.HostLayout
+	Mac [6]uint8
+	Pad [2]uint8
+}
+
+type DatapathAnnounceKey struct {
+	_       structs.HostLayout
+	Addr    DatapathAddr
+	Ifindex uint32
+}
+
 type DatapathBackend struct {
 	_          structs.HostLayout
 	Addr       DatapathAddr
 	Port       uint16
 	Proto      uint8
-	Flags      uint8
+	Pad        uint8
 	Generation uint32
+	Flags      DatapathBackendFlags
 }
+
+type DatapathBackendFlags uint32
+
+const (
+	DatapathBackendFlagsBACKEND_LEAVING DatapathBackendFlags = 1
+)
 
 type DatapathCounter struct {
 	_       structs.HostLayout
@@ -47,6 +93,9 @@ type DatapathCtEntry struct {
 	NatPort    uint16
 	Pad        uint16
 	Tick       uint32
+	FrontAddr  DatapathAddr
+	FrontPort  uint16
+	Pad2       [3]uint16
 }
 
 type DatapathCtFlags uint32
@@ -58,6 +107,10 @@ const (
 	DatapathCtFlagsCT_FIN_HI   DatapathCtFlags = 8
 	DatapathCtFlagsCT_RST      DatapathCtFlags = 16
 	DatapathCtFlagsCT_NAT      DatapathCtFlags = 32
+	DatapathCtFlagsCT_SERVICE  DatapathCtFlags = 64
+	DatapathCtFlagsCT_FRONT    DatapathCtFlags = 128
+	DatapathCtFlagsCT_DSR      DatapathCtFlags = 256
+	DatapathCtFlagsCT_STACK    DatapathCtFlags = 512
 )
 
 type DatapathCtKey struct {
@@ -116,11 +169,20 @@ type DatapathIpcacheKey struct {
 	Addr      DatapathAddr
 }
 
+type DatapathLoad struct {
+	_           structs.HostLayout
+	Sockets     uint32
+	Tracked     uint32
+	Connections uint64
+}
+
 type DatapathNatEntry struct {
-	_       structs.HostLayout
-	Pod     DatapathAddr
-	PodPort uint16
-	Pad     [3]uint16
+	_          structs.HostLayout
+	Client     DatapathAddr
+	ClientPort uint16
+	FrontPort  uint16
+	Pad        [2]uint16
+	FrontAddr  DatapathAddr
 }
 
 type DatapathNatKey struct {
@@ -131,6 +193,12 @@ type DatapathNatKey struct {
 	NodePort   uint16
 	Proto      uint8
 	Pad        [3]uint8
+}
+
+type DatapathNetns struct {
+	_     structs.HostLayout
+	Addr4 DatapathAddr
+	Addr6 DatapathAddr
 }
 
 type DatapathNetwork uint32
@@ -151,6 +219,10 @@ const (
 	DatapathReasonREASON_TO_NEIGHBOUR          DatapathReason = 4
 	DatapathReasonREASON_TO_WORLD              DatapathReason = 5
 	DatapathReasonREASON_TO_WORLD_MASQUERADED  DatapathReason = 6
+	DatapathReasonREASON_TO_BACKEND            DatapathReason = 7
+	DatapathReasonREASON_TO_CLIENT             DatapathReason = 8
+	DatapathReasonREASON_REFUSED               DatapathReason = 9
+	DatapathReasonREASON_ANSWERED              DatapathReason = 10
 	DatapathReasonREASON_HOUSEKEEPING          DatapathReason = 24
 	DatapathReasonREASON_GATEWAY               DatapathReason = 25
 	DatapathReasonREASON_SPOOFED_SOURCE        DatapathReason = 32
@@ -170,6 +242,12 @@ const (
 	DatapathReasonREASON_NO_MASQUERADE_ADDRESS DatapathReason = 46
 	DatapathReasonREASON_TTL_EXCEEDED          DatapathReason = 47
 	DatapathReasonREASON_UNRELATED_ICMP        DatapathReason = 48
+	DatapathReasonREASON_NO_LOCAL_BACKEND      DatapathReason = 49
+	DatapathReasonREASON_SOURCE_RANGE          DatapathReason = 50
+	DatapathReasonREASON_SERVICE_INTERNAL      DatapathReason = 51
+	DatapathReasonREASON_NO_SERVICE_PORT       DatapathReason = 52
+	DatapathReasonREASON_BACKEND_GONE          DatapathReason = 53
+	DatapathReasonREASON_SCTP_PORT             DatapathReason = 54
 	DatapathReasonREASON_MAX                   DatapathReason = 256
 )
 
@@ -193,17 +271,38 @@ const (
 )
 
 type DatapathService struct {
-	_     structs.HostLayout
-	Id    uint32
-	Count uint32
-	Flags DatapathServiceFlags
-	Pad   uint32
+	_          structs.HostLayout
+	Id         uint32
+	Count      uint32
+	Flags      DatapathServiceFlags
+	Turn       uint32
+	Set        uint32
+	OuterSet   uint32
+	OuterCount uint32
+	Algorithm  DatapathAlgorithm
+	Affinity   uint32
 }
 
 type DatapathServiceFlags uint32
 
 const (
-	DatapathServiceFlagsSERVICE_CLUSTER_IP DatapathServiceFlags = 1
+	DatapathServiceFlagsSERVICE_CLUSTER_IP    DatapathServiceFlags = 1
+	DatapathServiceFlagsSERVICE_NODE_PORT     DatapathServiceFlags = 2
+	DatapathServiceFlagsSERVICE_LOAD_BALANCER DatapathServiceFlags = 4
+	DatapathServiceFlagsSERVICE_EXTERNAL_IP   DatapathServiceFlags = 8
+	DatapathServiceFlagsSERVICE_HOST_PORT     DatapathServiceFlags = 16
+	DatapathServiceFlagsSERVICE_AFFINITY      DatapathServiceFlags = 32
+	DatapathServiceFlagsSERVICE_SOURCES       DatapathServiceFlags = 64
+	DatapathServiceFlagsSERVICE_OUTER_LOCAL   DatapathServiceFlags = 128
+	DatapathServiceFlagsSERVICE_DSR           DatapathServiceFlags = 256
+)
+
+type DatapathServiceMode uint32
+
+const (
+	DatapathServiceModeSERVICE_MODE_OFF   DatapathServiceMode = 0
+	DatapathServiceModeSERVICE_MODE_ON    DatapathServiceMode = 1
+	DatapathServiceModeSERVICE_MODE_DRAIN DatapathServiceMode = 2
 )
 
 type DatapathSkPeer struct {
@@ -212,10 +311,16 @@ type DatapathSkPeer struct {
 	Backend DatapathSockaddrKey
 }
 
-type DatapathSlotKey struct {
+type DatapathSlot struct {
 	_       structs.HostLayout
-	Service uint32
-	Slot    uint32
+	Backend uint32
+	Weight  uint32
+}
+
+type DatapathSlotKey struct {
+	_    structs.HostLayout
+	Set  uint32
+	Slot uint32
 }
 
 type DatapathSockaddrKey struct {
@@ -226,10 +331,19 @@ type DatapathSockaddrKey struct {
 	Pad   uint8
 }
 
+type DatapathSourceKey struct {
+	_         structs.HostLayout
+	PrefixLen uint32
+	Service   uint32
+	Addr      DatapathAddr
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	DatapathMapStraitAffinity  = "strait_affinity"
+	DatapathMapStraitAnnounce  = "strait_announce"
 	DatapathMapStraitBackend   = "strait_backend"
 	DatapathMapStraitCounter   = "strait_counter"
 	DatapathMapStraitCt        = "strait_ct"
@@ -238,10 +352,14 @@ const (
 	DatapathMapStraitEndpoint  = "strait_endpoint"
 	DatapathMapStraitFrag      = "strait_frag"
 	DatapathMapStraitIpcache   = "strait_ipcache"
+	DatapathMapStraitLoad      = "strait_load"
+	DatapathMapStraitMaglev    = "strait_maglev"
 	DatapathMapStraitNat       = "strait_nat"
+	DatapathMapStraitNetns     = "strait_netns"
 	DatapathMapStraitService   = "strait_service"
 	DatapathMapStraitSk        = "strait_sk"
 	DatapathMapStraitSlot      = "strait_slot"
+	DatapathMapStraitSource    = "strait_source"
 	DatapathProgStraitConnect4 = "strait_connect4"
 	DatapathProgStraitConnect6 = "strait_connect6"
 	DatapathProgStraitFromNet  = "strait_from_net"
@@ -255,10 +373,17 @@ const (
 	DatapathProgStraitSendmsg6 = "strait_sendmsg6"
 	DatapathProgStraitToPod    = "strait_to_pod"
 	DatapathProgStraitToVx     = "strait_to_vx"
+	DatapathVarCfgGuardMark    = "cfg_guard_mark"
+	DatapathVarCfgImported     = "cfg_imported"
+	DatapathVarCfgMaglevSize   = "cfg_maglev_size"
 	DatapathVarCfgMasqPortMax  = "cfg_masq_port_max"
 	DatapathVarCfgMasqPortMin  = "cfg_masq_port_min"
+	DatapathVarCfgNetnsCookie  = "cfg_netns_cookie"
 	DatapathVarCfgNetwork      = "cfg_network"
+	DatapathVarCfgNodePortMax  = "cfg_node_port_max"
+	DatapathVarCfgNodePortMin  = "cfg_node_port_min"
 	DatapathVarCfgPodMtu       = "cfg_pod_mtu"
+	DatapathVarCfgServices     = "cfg_services"
 	DatapathVarCfgVxlanIfindex = "cfg_vxlan_ifindex"
 )
 
@@ -323,6 +448,8 @@ type DatapathProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathMapSpecs struct {
+	StraitAffinity *ebpf.MapSpec `ebpf:"strait_affinity"`
+	StraitAnnounce *ebpf.MapSpec `ebpf:"strait_announce"`
 	StraitBackend  *ebpf.MapSpec `ebpf:"strait_backend"`
 	StraitCounter  *ebpf.MapSpec `ebpf:"strait_counter"`
 	StraitCt       *ebpf.MapSpec `ebpf:"strait_ct"`
@@ -331,20 +458,31 @@ type DatapathMapSpecs struct {
 	StraitEndpoint *ebpf.MapSpec `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.MapSpec `ebpf:"strait_frag"`
 	StraitIpcache  *ebpf.MapSpec `ebpf:"strait_ipcache"`
+	StraitLoad     *ebpf.MapSpec `ebpf:"strait_load"`
+	StraitMaglev   *ebpf.MapSpec `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.MapSpec `ebpf:"strait_nat"`
+	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
 	StraitSlot     *ebpf.MapSpec `ebpf:"strait_slot"`
+	StraitSource   *ebpf.MapSpec `ebpf:"strait_source"`
 }
 
 // DatapathVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
+	CfgGuardMark    *ebpf.VariableSpec `ebpf:"cfg_guard_mark"`
+	CfgImported     *ebpf.VariableSpec `ebpf:"cfg_imported"`
+	CfgMaglevSize   *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
 	CfgMasqPortMax  *ebpf.VariableSpec `ebpf:"cfg_masq_port_max"`
 	CfgMasqPortMin  *ebpf.VariableSpec `ebpf:"cfg_masq_port_min"`
+	CfgNetnsCookie  *ebpf.VariableSpec `ebpf:"cfg_netns_cookie"`
 	CfgNetwork      *ebpf.VariableSpec `ebpf:"cfg_network"`
+	CfgNodePortMax  *ebpf.VariableSpec `ebpf:"cfg_node_port_max"`
+	CfgNodePortMin  *ebpf.VariableSpec `ebpf:"cfg_node_port_min"`
 	CfgPodMtu       *ebpf.VariableSpec `ebpf:"cfg_pod_mtu"`
+	CfgServices     *ebpf.VariableSpec `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.VariableSpec `ebpf:"cfg_vxlan_ifindex"`
 }
 
@@ -368,6 +506,8 @@ func (o *DatapathObjects) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathMaps struct {
+	StraitAffinity *ebpf.Map `ebpf:"strait_affinity"`
+	StraitAnnounce *ebpf.Map `ebpf:"strait_announce"`
 	StraitBackend  *ebpf.Map `ebpf:"strait_backend"`
 	StraitCounter  *ebpf.Map `ebpf:"strait_counter"`
 	StraitCt       *ebpf.Map `ebpf:"strait_ct"`
@@ -376,14 +516,20 @@ type DatapathMaps struct {
 	StraitEndpoint *ebpf.Map `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.Map `ebpf:"strait_frag"`
 	StraitIpcache  *ebpf.Map `ebpf:"strait_ipcache"`
+	StraitLoad     *ebpf.Map `ebpf:"strait_load"`
+	StraitMaglev   *ebpf.Map `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.Map `ebpf:"strait_nat"`
+	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
 	StraitSlot     *ebpf.Map `ebpf:"strait_slot"`
+	StraitSource   *ebpf.Map `ebpf:"strait_source"`
 }
 
 func (m *DatapathMaps) Close() error {
 	return _DatapathClose(
+		m.StraitAffinity,
+		m.StraitAnnounce,
 		m.StraitBackend,
 		m.StraitCounter,
 		m.StraitCt,
@@ -392,10 +538,14 @@ func (m *DatapathMaps) Close() error {
 		m.StraitEndpoint,
 		m.StraitFrag,
 		m.StraitIpcache,
+		m.StraitLoad,
+		m.StraitMaglev,
 		m.StraitNat,
+		m.StraitNetns,
 		m.StraitService,
 		m.StraitSk,
 		m.StraitSlot,
+		m.StraitSource,
 	)
 }
 
@@ -403,10 +553,17 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
+	CfgGuardMark    *ebpf.Variable `ebpf:"cfg_guard_mark"`
+	CfgImported     *ebpf.Variable `ebpf:"cfg_imported"`
+	CfgMaglevSize   *ebpf.Variable `ebpf:"cfg_maglev_size"`
 	CfgMasqPortMax  *ebpf.Variable `ebpf:"cfg_masq_port_max"`
 	CfgMasqPortMin  *ebpf.Variable `ebpf:"cfg_masq_port_min"`
+	CfgNetnsCookie  *ebpf.Variable `ebpf:"cfg_netns_cookie"`
 	CfgNetwork      *ebpf.Variable `ebpf:"cfg_network"`
+	CfgNodePortMax  *ebpf.Variable `ebpf:"cfg_node_port_max"`
+	CfgNodePortMin  *ebpf.Variable `ebpf:"cfg_node_port_min"`
 	CfgPodMtu       *ebpf.Variable `ebpf:"cfg_pod_mtu"`
+	CfgServices     *ebpf.Variable `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.Variable `ebpf:"cfg_vxlan_ifindex"`
 }
 

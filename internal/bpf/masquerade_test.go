@@ -84,7 +84,7 @@ func (r *rig) leave(f family, s skb) uint16 {
 	}
 	var port uint16
 	for k, v := range r.mappings() {
-		if _, old := before[k]; !old && v.Pod == AddrFrom(s.src) {
+		if _, old := before[k]; !old && v.Client == AddrFrom(s.src) {
 			port = NetPort(k.NodePort)
 		}
 	}
@@ -285,8 +285,8 @@ func TestMasqueradePorts(t *testing.T) {
 			r.reason()
 			r.do(step{what: "takes over the port", prog: r.objs.StraitFromPod, in: syn(41000).bytes(t), act: actRedirect, reason: verdict.ToWorldMasqueraded,
 				out: f.outside(t, syn(41000), freed).hop().bytes(t)})
-			if k, v := r.taken(freed); v.PodPort != NetPort(41000) {
-				t.Errorf("mapping %+v of port %d still belongs to %d", k, freed, NetPort(v.PodPort))
+			if k, v := r.taken(freed); v.ClientPort != NetPort(41000) {
+				t.Errorf("mapping %+v of port %d still belongs to %d", k, freed, NetPort(v.ClientPort))
 			}
 			r.do(step{what: "the old one gets none", prog: r.objs.StraitFromPod, in: syn(victim).bytes(t), act: actShot, reason: verdict.NoMasqueradePort,
 				out: syn(victim).bytes(t)})

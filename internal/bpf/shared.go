@@ -23,7 +23,18 @@ type (
 	FragEntry    = DatapathFragEntry
 	Service      = DatapathService
 	ServiceFlags = DatapathServiceFlags
+	Algorithm    = DatapathAlgorithm
 	SlotKey      = DatapathSlotKey
+	Slot         = DatapathSlot
+	BackendFlags = DatapathBackendFlags
+	Load         = DatapathLoad
+	AffinityKey  = DatapathAffinityKey
+	Affinity     = DatapathAffinity
+	Netns        = DatapathNetns
+	SourceKey    = DatapathSourceKey
+	AnnounceKey  = DatapathAnnounceKey
+	Announce     = DatapathAnnounce
+	ServiceMode  = DatapathServiceMode
 	Backend      = DatapathBackend
 	SkPeer       = DatapathSkPeer
 	DgramKey     = DatapathDgramKey
@@ -55,10 +66,34 @@ const (
 	CtFinHi   = DatapathCtFlagsCT_FIN_HI
 	CtRst     = DatapathCtFlagsCT_RST
 	CtNat     = DatapathCtFlagsCT_NAT
+	CtService = DatapathCtFlagsCT_SERVICE
+	CtFront   = DatapathCtFlagsCT_FRONT
+	CtDSR     = DatapathCtFlagsCT_DSR
+	CtStack   = DatapathCtFlagsCT_STACK
 )
 
-// ServiceClusterIP marks a frontend that is a cluster address.
-const ServiceClusterIP = DatapathServiceFlagsSERVICE_CLUSTER_IP
+// Flags of a frontend.
+const (
+	ServiceClusterIP    = DatapathServiceFlagsSERVICE_CLUSTER_IP
+	ServiceNodePort     = DatapathServiceFlagsSERVICE_NODE_PORT
+	ServiceLoadBalancer = DatapathServiceFlagsSERVICE_LOAD_BALANCER
+	ServiceExternalIP   = DatapathServiceFlagsSERVICE_EXTERNAL_IP
+	ServiceHostPort     = DatapathServiceFlagsSERVICE_HOST_PORT
+	ServiceAffinity     = DatapathServiceFlagsSERVICE_AFFINITY
+	ServiceSources      = DatapathServiceFlagsSERVICE_SOURCES
+	ServiceOuterLocal   = DatapathServiceFlagsSERVICE_OUTER_LOCAL
+	ServiceDSR          = DatapathServiceFlagsSERVICE_DSR
+)
+
+// BackendLeaving marks a backend that is in no slot any more.
+const BackendLeaving = DatapathBackendFlagsBACKEND_LEAVING
+
+// Values of cfg_services.
+const (
+	ServicesOff   = DatapathServiceModeSERVICE_MODE_OFF
+	ServicesOn    = DatapathServiceModeSERVICE_MODE_ON
+	ServicesDrain = DatapathServiceModeSERVICE_MODE_DRAIN
+)
 
 // AddrFrom gives the datapath's form of an address: v4-mapped, network order. The zero netip.Addr gives the zero Addr.
 func AddrFrom(ip netip.Addr) Addr {

@@ -105,9 +105,9 @@ func (b *balancer) service(id uint32, front netip.AddrPort, proto uint8, backend
 	for i, at := range backends {
 		b.next++
 		b.check(b.objs.StraitBackend.Put(b.next, Backend{Addr: AddrFrom(at.Addr()), Port: NetPort(at.Port()), Proto: proto}))
-		b.check(b.objs.StraitSlot.Put(SlotKey{Service: id, Slot: uint32(i)}, b.next))
+		b.check(b.objs.StraitSlot.Put(SlotKey{Set: id, Slot: uint32(i)}, Slot{Backend: b.next}))
 	}
-	b.check(b.objs.StraitService.Put(SockaddrKeyFrom(front, proto), Service{Id: id, Count: uint32(len(backends)), Flags: ServiceClusterIP}))
+	b.check(b.objs.StraitService.Put(SockaddrKeyFrom(front, proto), Service{Id: id, Set: id, OuterSet: id, Count: uint32(len(backends)), OuterCount: uint32(len(backends)), Flags: ServiceClusterIP}))
 }
 
 func (b *balancer) check(err error) {

@@ -24,6 +24,7 @@ type Config struct {
 	// MasqueradePorts is "min-max", inclusive; must not overlap net.ipv4.ip_local_port_range.
 	MasqueradePorts string   `json:"masqueradePorts"`
 	SocketLB        SocketLB `json:"socketLB"`
+	Services        Services `json:"services"`
 	Maps            Maps     `json:"maps"`
 	// CgroupRoot is the cgroup v2 directory whose sockets are load balanced; empty: found by itself.
 	CgroupRoot string `json:"cgroupRoot"`
@@ -88,6 +89,43 @@ type VXLAN struct {
 type SocketLB struct {
 	Enabled bool `json:"enabled"`
 }
+
+// Services configures the replacement of kube-proxy.
+type Services struct {
+	// Mode: on, off (kube-proxy serves them) or drain (connections that are ours go on, new ones are kube-proxy's).
+	Mode ServiceMode `json:"mode"`
+	// Algorithm and Forwarding are for services that do not choose by annotation.
+	Algorithm  string `json:"algorithm"`  // random, maglev, rr, lc, dh, sh, sed, nq, p2c
+	Forwarding string `json:"forwarding"` // snat, dsr
+	// XDP attaches the XDP program to native devices: off, native, generic. native on a device that cannot is an error.
+	XDP XDPMode `json:"xdp"`
+	// NodePorts is "min-max", inclusive, as the API server's --service-node-port-range: no other program may bind to them.
+	NodePorts string `json:"nodePorts"`
+	// MaglevSize is the number of entries of a maglev table, a prime.
+	MaglevSize uint32 `json:"maglevSize"`
+	// Announce answers ARP and neighbour discovery for LoadBalancer addresses and external IPs.
+	Announce bool `json:"announce"`
+}
+
+// ServiceMode says who serves Services.
+type ServiceMode string
+
+// The modes of Services.
+const (
+	ServicesOn    ServiceMode = "on"
+	ServicesOff   ServiceMode = "off"
+	ServicesDrain ServiceMode = "drain"
+)
+
+// XDPMode says where services are handled first.
+type XDPMode string
+
+// The modes of XDP.
+const (
+	XDPOff     XDPMode = "off"
+	XDPNative  XDPMode = "native"
+	XDPGeneric XDPMode = "generic"
+)
 
 // Maps are the sizes of the kernel's tables, in entries.
 type Maps struct {

@@ -36,6 +36,9 @@ func Default() Config {
 		VXLAN:           VXLAN{Port: 8472},
 		MasqueradePorts: "10000-29999",
 		SocketLB:        SocketLB{Enabled: true},
+		Services: Services{
+			Mode: ServicesOn, Algorithm: "random", Forwarding: "snat", XDP: XDPOff, NodePorts: "30000-32767", MaglevSize: 16381, Announce: true,
+		},
 		Maps: Maps{
 			Conntrack: 512 << 10,
 			NAT:       256 << 10,

@@ -18,6 +18,14 @@ const (
 	EndpointDegraded EndpointPhase = "degraded" // Error says what is wrong; repaired when possible
 )
 
+// PortMapping is a port of the node that leads to a port of a local pod: CNI's portMappings.
+type PortMapping struct {
+	Address  netip.Addr // hostIP; not valid or unspecified: every address of the node
+	Port     uint16     // on the node
+	Target   uint16     // in the pod
+	Protocol Protocol
+}
+
 // Endpoint is a pod attachment on this node: one sandbox, one interface. Owner: endpoint.
 type Endpoint struct {
 	ContainerID string
@@ -32,6 +40,7 @@ type Endpoint struct {
 	PodMAC      net.HardwareAddr
 	HostMAC     net.HardwareAddr
 	MTU         int
+	HostPorts   []PortMapping
 	Phase       EndpointPhase
 	Error       string
 	Since       time.Time

@@ -16,7 +16,10 @@ type Node struct {
 	Addresses []netip.Addr   // InternalIP, in the order of the object
 	PodCIDRs  []netip.Prefix // spec.podCIDRs, masked
 	Tainted   bool           // carries our not-ready taint
-	Created   time.Time      // decides who keeps a prefix that two nodes claim: the older one
+	Zone      string         // label topology.kubernetes.io/zone
+	// NoLoadBalancer is the label node.kubernetes.io/exclude-from-external-load-balancers: it announces no service addresses.
+	NoLoadBalancer bool
+	Created        time.Time // decides who keeps a prefix that two nodes claim: the older one
 }
 
 // Address returns the node's first address of the family, or the zero Addr.
@@ -114,6 +117,7 @@ func NewRoutes() *table.Table[Route] {
 
 // Equal reports whether two nodes say the same.
 func (n Node) Equal(o Node) bool {
-	return n.Name == o.Name && n.UID == o.UID && n.Tainted == o.Tainted && n.Created.Equal(o.Created) &&
+	return n.Name == o.Name && n.UID == o.UID && n.Tainted == o.Tainted && n.Zone == o.Zone && n.NoLoadBalancer == o.NoLoadBalancer &&
+		n.Created.Equal(o.Created) &&
 		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs)
 }

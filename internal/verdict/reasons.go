@@ -10,6 +10,10 @@ const (
 	ToNeighbour         Reason = 4  // sent to the next hop
 	ToWorld             Reason = 5  // sent outside with the pod's address
 	ToWorldMasqueraded  Reason = 6  // sent outside with the node's address
+	ToBackend           Reason = 7  // sent to a backend of a service
+	ToClient            Reason = 8  // answer of a service sent to its client
+	Refused             Reason = 9  // refused on behalf of a service without backends
+	Answered            Reason = 10 // ARP or neighbour discovery answered for a service address
 	Housekeeping        Reason = 24 // link-local multicast of a stack's own housekeeping, for which there is no link
 	Gateway             Reason = 25 // meant for the pods' gateway, which only stands for the way out
 	SpoofedSource       Reason = 32 // source address is not the pod's own
@@ -29,6 +33,12 @@ const (
 	NoMasqueradeAddress Reason = 46 // the way out has no address of this family to masquerade with
 	TtlExceeded         Reason = 47 // time to live used up where nobody could be told
 	UnrelatedIcmp       Reason = 48 // ICMP error about a packet the receiver never sent
+	NoLocalBackend      Reason = 49 // externalTrafficPolicy is Local and no backend is on this node
+	SourceRange         Reason = 50 // client is not in loadBalancerSourceRanges
+	ServiceInternal     Reason = 51 // cluster address of a service reached from outside the cluster
+	NoServicePort       Reason = 52 // no free port to reach the service's backend with
+	BackendGone         Reason = 53 // the connection's backend is gone
+	SctpPort            Reason = 54 // SCTP to a service whose target port differs
 )
 
 func reasons() []row {
@@ -40,6 +50,10 @@ func reasons() []row {
 		{ToNeighbour, "to-neighbour", "sent to the next hop"},
 		{ToWorld, "to-world", "sent outside with the pod's address"},
 		{ToWorldMasqueraded, "to-world-masqueraded", "sent outside with the node's address"},
+		{ToBackend, "to-backend", "sent to a backend of a service"},
+		{ToClient, "to-client", "answer of a service sent to its client"},
+		{Refused, "refused", "refused on behalf of a service without backends"},
+		{Answered, "answered", "ARP or neighbour discovery answered for a service address"},
 		{Housekeeping, "housekeeping", "link-local multicast of a stack's own housekeeping, for which there is no link"},
 		{Gateway, "gateway", "meant for the pods' gateway, which only stands for the way out"},
 		{SpoofedSource, "spoofed-source", "source address is not the pod's own"},
@@ -59,5 +73,11 @@ func reasons() []row {
 		{NoMasqueradeAddress, "no-masquerade-address", "the way out has no address of this family to masquerade with"},
 		{TtlExceeded, "ttl-exceeded", "time to live used up where nobody could be told"},
 		{UnrelatedIcmp, "unrelated-icmp", "ICMP error about a packet the receiver never sent"},
+		{NoLocalBackend, "no-local-backend", "externalTrafficPolicy is Local and no backend is on this node"},
+		{SourceRange, "source-range", "client is not in loadBalancerSourceRanges"},
+		{ServiceInternal, "service-internal", "cluster address of a service reached from outside the cluster"},
+		{NoServicePort, "no-service-port", "no free port to reach the service's backend with"},
+		{BackendGone, "backend-gone", "the connection's backend is gone"},
+		{SctpPort, "sctp-port", "SCTP to a service whose target port differs"},
 	}
 }

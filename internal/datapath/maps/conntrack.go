@@ -169,9 +169,9 @@ func (m *Maps) sweepNAT(s *Swept) error {
 
 // connected reports whether the connection of a way back exists and uses it. Which end is the low one is not worth knowing here.
 func connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
-	pod := bpf.CtKey{Lo: e.Pod, LoPort: e.PodPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
+	pod := bpf.CtKey{Lo: e.Client, LoPort: e.ClientPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
 	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
-		pod.HiPort = e.PodPort
+		pod.HiPort = e.ClientPort
 	}
 	other := bpf.CtKey{Lo: pod.Hi, LoPort: pod.HiPort, Hi: pod.Lo, HiPort: pod.LoPort, Proto: k.Proto}
 	for _, key := range []bpf.CtKey{pod, other} {
@@ -199,7 +199,7 @@ func (m *Maps) Purge(addresses []netip.Addr) error {
 	}
 	return errors.Join(
 		purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, _ bpf.CtEntry) bool { return gone[k.Lo] || gone[k.Hi] }),
-		purge(m, bpf.DatapathMapStraitNat, func(_ bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Pod] }),
+		purge(m, bpf.DatapathMapStraitNat, func(_ bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Client] }),
 		purge(m, bpf.DatapathMapStraitFrag, func(k bpf.FragKey, _ bpf.FragEntry) bool { return gone[k.Src] || gone[k.Dst] }),
 		purge(m, bpf.DatapathMapStraitDgram, func(k bpf.DgramKey, _ bpf.SockaddrKey) bool { return gone[k.Backend.Addr] }),
 	)

@@ -86,7 +86,7 @@ func descriptions() []description {
 			connectionRow),
 		describe(bpf.DatapathMapStraitNat, "ways back of masqueraded connections", "PROTOCOL REMOTE NODE POD",
 			func(k bpf.NatKey, v bpf.NatEntry) []string {
-				return []string{protocol(k.Proto), addrPort(k.Remote, k.RemotePort), addrPort(k.Node, k.NodePort), addrPort(v.Pod, v.PodPort)}
+				return []string{protocol(k.Proto), addrPort(k.Remote, k.RemotePort), addrPort(k.Node, k.NodePort), addrPort(v.Client, v.ClientPort)}
 			}),
 		describe(bpf.DatapathMapStraitFrag, "ports of fragmented packets", "PROTOCOL SOURCE DESTINATION ID SOURCE-PORT DESTINATION-PORT",
 			func(k bpf.FragKey, v bpf.FragEntry) []string {
@@ -101,8 +101,8 @@ func descriptions() []description {
 				}
 				return []string{k.AddrPort().String(), protocol(k.Proto), number(v.Id), number(v.Count), flags}
 			}),
-		describe(bpf.DatapathMapStraitSlot, "backends of each service", "SERVICE SLOT BACKEND",
-			func(k bpf.SlotKey, v uint32) []string { return []string{number(k.Service), number(k.Slot), number(v)} }),
+		describe(bpf.DatapathMapStraitSlot, "backends of each set", "SET SLOT BACKEND WEIGHT",
+			func(k bpf.SlotKey, v bpf.Slot) []string { return []string{number(k.Set), number(k.Slot), number(v.Backend), number(v.Weight)} }),
 		describe(bpf.DatapathMapStraitBackend, "addresses of backends", "ID ADDRESS PROTOCOL GENERATION",
 			func(k uint32, v bpf.Backend) []string {
 				b := backend(v)

@@ -210,7 +210,7 @@ func device(k uint32, v bpf.Device) Device {
 // PutService writes a frontend.
 func (m *Maps) PutService(f Frontend, s Service) error {
 	return put(m, bpf.DatapathMapStraitService, bpf.SockaddrKeyFrom(f.AddrPort, f.Protocol),
-		bpf.Service{Id: s.ID, Count: s.Count, Flags: s.Flags})
+		bpf.Service{Id: s.ID, Count: s.Count, Flags: s.Flags, Set: s.ID, OuterSet: s.ID, OuterCount: s.Count})
 }
 
 // DeleteService removes a frontend.
@@ -229,17 +229,17 @@ func service(v bpf.Service) Service { return Service{ID: v.Id, Count: v.Count, F
 
 // PutSlot makes a slot of a service point to a backend.
 func (m *Maps) PutSlot(s Slot, backend uint32) error {
-	return put(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Service: s.Service, Slot: s.Slot}, backend)
+	return put(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Set: s.Service, Slot: s.Slot}, bpf.Slot{Backend: backend})
 }
 
 // DeleteSlot removes a slot of a service.
 func (m *Maps) DeleteSlot(s Slot) error {
-	return remove(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Service: s.Service, Slot: s.Slot})
+	return remove(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Set: s.Service, Slot: s.Slot})
 }
 
 // EachSlot calls fn with every slot.
 func (m *Maps) EachSlot(fn func(Slot, uint32)) error {
-	return each(m, bpf.DatapathMapStraitSlot, func(k bpf.SlotKey, v uint32) { fn(Slot{k.Service, k.Slot}, v) })
+	return each(m, bpf.DatapathMapStraitSlot, func(k bpf.SlotKey, v bpf.Slot) { fn(Slot{k.Set, k.Slot}, v.Backend) })
 }
 
 // PutBackend writes a backend.

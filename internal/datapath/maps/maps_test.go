@@ -205,7 +205,7 @@ func masqueraded(t *testing.T, m *Maps, pod string, port uint16, lastSeen uint32
 		t.Fatalf("natKey = %+v, %v, want %+v", got, ok, n)
 	}
 	err := errors.Join(put(m, bpf.DatapathMapStraitCt, k, e),
-		put(m, bpf.DatapathMapStraitNat, n, bpf.NatEntry{Pod: p, PodPort: bpf.NetPort(port)}))
+		put(m, bpf.DatapathMapStraitNat, n, bpf.NatEntry{Client: p, ClientPort: bpf.NetPort(port)}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestSweepOfEcho(t *testing.T) {
 		t.Errorf("natKey = %+v, %v, want %+v", got, ok, n)
 	}
 	if err := errors.Join(put(m, bpf.DatapathMapStraitCt, k, e),
-		put(m, bpf.DatapathMapStraitNat, n, bpf.NatEntry{Pod: pod, PodPort: bpf.NetPort(77)})); err != nil {
+		put(m, bpf.DatapathMapStraitNat, n, bpf.NatEntry{Client: pod, ClientPort: bpf.NetPort(77)})); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
