@@ -340,7 +340,7 @@ func TestSocketHole(t *testing.T) {
 	b := newBalancer(t)
 	at := b.backend("tcp", c.backend)
 	b.service(1, c.front, unix.IPPROTO_TCP, at, at)
-	b.check(b.objs.StraitSlot.Delete(SlotKey{Service: 1, Slot: 0}))
+	b.check(b.objs.StraitSlot.Delete(SlotKey{Set: 1, Slot: 0}))
 	for range 20 {
 		conn, err := net.Dial("tcp", c.front.String())
 		if err != nil {
@@ -348,7 +348,7 @@ func TestSocketHole(t *testing.T) {
 		}
 		conn.Close()
 	}
-	b.check(b.objs.StraitSlot.Delete(SlotKey{Service: 1, Slot: 1}))
+	b.check(b.objs.StraitSlot.Delete(SlotKey{Set: 1, Slot: 1}))
 	if _, err := net.Dial("tcp", c.front.String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("connect with no slot left: %v, want %v", err, syscall.ECONNREFUSED)
 	}
