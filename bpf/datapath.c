@@ -34,6 +34,7 @@
 #include "from_pod.c"
 #include "to_pod.c"
 #include "from_net.c"
+#include "to_net.c"
 #include "overlay.c"
 #include "sock.c"
 

@@ -371,6 +371,7 @@ const (
 	DatapathProgStraitRecvmsg6 = "strait_recvmsg6"
 	DatapathProgStraitSendmsg4 = "strait_sendmsg4"
 	DatapathProgStraitSendmsg6 = "strait_sendmsg6"
+	DatapathProgStraitToNet    = "strait_to_net"
 	DatapathProgStraitToPod    = "strait_to_pod"
 	DatapathProgStraitToVx     = "strait_to_vx"
 	DatapathVarCfgGuardMark    = "cfg_guard_mark"
@@ -440,6 +441,7 @@ type DatapathProgramSpecs struct {
 	StraitRecvmsg6 *ebpf.ProgramSpec `ebpf:"strait_recvmsg6"`
 	StraitSendmsg4 *ebpf.ProgramSpec `ebpf:"strait_sendmsg4"`
 	StraitSendmsg6 *ebpf.ProgramSpec `ebpf:"strait_sendmsg6"`
+	StraitToNet    *ebpf.ProgramSpec `ebpf:"strait_to_net"`
 	StraitToPod    *ebpf.ProgramSpec `ebpf:"strait_to_pod"`
 	StraitToVx     *ebpf.ProgramSpec `ebpf:"strait_to_vx"`
 }
@@ -582,6 +584,7 @@ type DatapathPrograms struct {
 	StraitRecvmsg6 *ebpf.Program `ebpf:"strait_recvmsg6"`
 	StraitSendmsg4 *ebpf.Program `ebpf:"strait_sendmsg4"`
 	StraitSendmsg6 *ebpf.Program `ebpf:"strait_sendmsg6"`
+	StraitToNet    *ebpf.Program `ebpf:"strait_to_net"`
 	StraitToPod    *ebpf.Program `ebpf:"strait_to_pod"`
 	StraitToVx     *ebpf.Program `ebpf:"strait_to_vx"`
 }
@@ -599,6 +602,7 @@ func (p *DatapathPrograms) Close() error {
 		p.StraitRecvmsg6,
 		p.StraitSendmsg4,
 		p.StraitSendmsg6,
+		p.StraitToNet,
 		p.StraitToPod,
 		p.StraitToVx,
 	)
