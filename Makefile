@@ -15,10 +15,10 @@ GOLANGCI := v2.15.0
 
 export CGO_ENABLED = 0
 
-.PHONY: help build generate verify test test-race fuzz e2e bench lint format up down image clean
+.PHONY: help build generate verify test test-race fuzz e2e e2e-upstream bench lint format up down image clean
 
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the static binaries into bin/
 	@mkdir -p bin
@@ -47,6 +47,10 @@ fuzz: ## run each fuzz target for a moment (FUZZTIME=30s, or 10000x for a number
 
 e2e: up ## the lab's tests against a running lab
 	cd lab && go test -count=1 -timeout 30m ./e2e/...
+
+FOCUS ?= \[sig-network\]
+e2e-upstream: up ## Kubernetes' own tests against the lab (FOCUS='\[sig-network\] Services', SKIP=..., SUMMARY=file)
+	bin/lab suite --focus '$(FOCUS)' $(if $(SKIP),--skip '$(SKIP)') $(if $(SUMMARY),--summary $(SUMMARY))
 
 bench: build ## measure against peers (BENCH="--rows 1,2 --quick")
 	@tools/need gcc libc6-dev:/usr/include/stdlib.h iptables
