@@ -65,7 +65,7 @@ static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_ke
 	struct service *svc = NULL;
 
 	if (at->proto == IPPROTO_TCP || at->proto == IPPROTO_UDP)
-		svc = lb_service(at);
+		svc = lb_find(at, false);
 	if (!ctx->sk)
 		return 0;
 	if (!svc) {
@@ -89,7 +89,7 @@ static __noinline int sock_sendmsg(struct bpf_sock_addr *ctx, struct sockaddr_ke
 	struct lb_client client = { .hash = (key.cookie * 0x9e3779b97f4a7c15ULL) >> 32 };
 	struct lb_choice choice;
 	struct sockaddr_key *known;
-	struct service *svc = lb_service(at);
+	struct service *svc = lb_find(at, false);
 
 	if (!svc)
 		return 0;
@@ -161,3 +161,23 @@ SOCK_REVERSE(strait_recvmsg4, "cgroup/recvmsg4", 4)
 SOCK_REVERSE(strait_recvmsg6, "cgroup/recvmsg6", 6)
 SOCK_REVERSE(strait_peer4, "cgroup/getpeername4", 4)
 SOCK_REVERSE(strait_peer6, "cgroup/getpeername6", 6)
+
+/* A port of the node port range is nobody's in the node's own network namespace: a socket there would hide the service. */
+SEC("cgroup/post_bind4")
+int strait_bind4(struct bpf_sock *ctx)
+{
+	return SOCK_ALLOW;
+}
+
+SEC("cgroup/post_bind6")
+int strait_bind6(struct bpf_sock *ctx)
+{
+	return SOCK_ALLOW;
+}
+
+/* A socket ends: its connection is no load of the backend any more. */
+SEC("cgroup/sock_release")
+int strait_release(struct bpf_sock *ctx)
+{
+	return SOCK_ALLOW;
+}

@@ -18,9 +18,40 @@ struct lb_choice {
 	__u32 generation;
 };
 
-static __always_inline struct service *lb_service(const struct sockaddr_key *front)
+/* 0.0.0.0 or ::, the address of rows that answer on many. */
+static __always_inline bool lb_is_any(const struct addr *a)
 {
-	return bpf_map_lookup_elem(&strait_service, front);
+	return addr_is_zero(a) || (addr_is4(a) && !a->w[3]);
+}
+
+/* The row of a node port or host port, if the destination is one of the addresses it stands for. */
+static __noinline struct service *lb_wildcard(const struct sockaddr_key *front, bool here)
+{
+	struct sockaddr_key any = *front;
+	struct service *svc;
+	__u32 owner, at = REMOTE_HOST;
+
+	if (addr_is4(&front->addr))
+		addr_from4(&any.addr, 0);
+	else
+		__builtin_memset(&any.addr, 0, sizeof(any.addr));
+	svc = bpf_map_lookup_elem(&strait_service, &any);
+	if (!svc || here)
+		return svc;
+	if (svc->flags & SERVICE_NODE_PORT)
+		at |= REMOTE_NODE;
+	owner = ipcache_flags(&front->addr);
+	return owner & at ? svc : NULL;
+}
+
+/* The service at an address. here: the address is this node's, though the ipcache does not know it (loopback). */
+static __always_inline struct service *lb_find(const struct sockaddr_key *front, bool here)
+{
+	struct service *svc = NULL;
+
+	if (!lb_is_any(&front->addr))
+		svc = bpf_map_lookup_elem(&strait_service, front);
+	return svc ? svc : lb_wildcard(front, here);
 }
 
 /* Chooses a backend for a new connection. 1: chosen, 0: the service has none for this client. */

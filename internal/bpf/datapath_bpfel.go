@@ -360,6 +360,8 @@ const (
 	DatapathMapStraitSk        = "strait_sk"
 	DatapathMapStraitSlot      = "strait_slot"
 	DatapathMapStraitSource    = "strait_source"
+	DatapathProgStraitBind4    = "strait_bind4"
+	DatapathProgStraitBind6    = "strait_bind6"
 	DatapathProgStraitConnect4 = "strait_connect4"
 	DatapathProgStraitConnect6 = "strait_connect6"
 	DatapathProgStraitFromNet  = "strait_from_net"
@@ -369,6 +371,7 @@ const (
 	DatapathProgStraitPeer6    = "strait_peer6"
 	DatapathProgStraitRecvmsg4 = "strait_recvmsg4"
 	DatapathProgStraitRecvmsg6 = "strait_recvmsg6"
+	DatapathProgStraitRelease  = "strait_release"
 	DatapathProgStraitSendmsg4 = "strait_sendmsg4"
 	DatapathProgStraitSendmsg6 = "strait_sendmsg6"
 	DatapathProgStraitToNet    = "strait_to_net"
@@ -430,6 +433,8 @@ type DatapathSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathProgramSpecs struct {
+	StraitBind4    *ebpf.ProgramSpec `ebpf:"strait_bind4"`
+	StraitBind6    *ebpf.ProgramSpec `ebpf:"strait_bind6"`
 	StraitConnect4 *ebpf.ProgramSpec `ebpf:"strait_connect4"`
 	StraitConnect6 *ebpf.ProgramSpec `ebpf:"strait_connect6"`
 	StraitFromNet  *ebpf.ProgramSpec `ebpf:"strait_from_net"`
@@ -439,6 +444,7 @@ type DatapathProgramSpecs struct {
 	StraitPeer6    *ebpf.ProgramSpec `ebpf:"strait_peer6"`
 	StraitRecvmsg4 *ebpf.ProgramSpec `ebpf:"strait_recvmsg4"`
 	StraitRecvmsg6 *ebpf.ProgramSpec `ebpf:"strait_recvmsg6"`
+	StraitRelease  *ebpf.ProgramSpec `ebpf:"strait_release"`
 	StraitSendmsg4 *ebpf.ProgramSpec `ebpf:"strait_sendmsg4"`
 	StraitSendmsg6 *ebpf.ProgramSpec `ebpf:"strait_sendmsg6"`
 	StraitToNet    *ebpf.ProgramSpec `ebpf:"strait_to_net"`
@@ -573,6 +579,8 @@ type DatapathVariables struct {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathPrograms struct {
+	StraitBind4    *ebpf.Program `ebpf:"strait_bind4"`
+	StraitBind6    *ebpf.Program `ebpf:"strait_bind6"`
 	StraitConnect4 *ebpf.Program `ebpf:"strait_connect4"`
 	StraitConnect6 *ebpf.Program `ebpf:"strait_connect6"`
 	StraitFromNet  *ebpf.Program `ebpf:"strait_from_net"`
@@ -582,6 +590,7 @@ type DatapathPrograms struct {
 	StraitPeer6    *ebpf.Program `ebpf:"strait_peer6"`
 	StraitRecvmsg4 *ebpf.Program `ebpf:"strait_recvmsg4"`
 	StraitRecvmsg6 *ebpf.Program `ebpf:"strait_recvmsg6"`
+	StraitRelease  *ebpf.Program `ebpf:"strait_release"`
 	StraitSendmsg4 *ebpf.Program `ebpf:"strait_sendmsg4"`
 	StraitSendmsg6 *ebpf.Program `ebpf:"strait_sendmsg6"`
 	StraitToNet    *ebpf.Program `ebpf:"strait_to_net"`
@@ -591,6 +600,8 @@ type DatapathPrograms struct {
 
 func (p *DatapathPrograms) Close() error {
 	return _DatapathClose(
+		p.StraitBind4,
+		p.StraitBind6,
 		p.StraitConnect4,
 		p.StraitConnect6,
 		p.StraitFromNet,
@@ -600,6 +611,7 @@ func (p *DatapathPrograms) Close() error {
 		p.StraitPeer6,
 		p.StraitRecvmsg4,
 		p.StraitRecvmsg6,
+		p.StraitRelease,
 		p.StraitSendmsg4,
 		p.StraitSendmsg6,
 		p.StraitToNet,
