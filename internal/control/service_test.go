@@ -9,34 +9,57 @@ import (
 	"testing"
 	"time"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/reconcile"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
 )
 
 type serviceRig struct {
-	st       *state.State
-	loop     *Services
-	services *table.Changes[state.Service]
-	slices   *table.Changes[state.EndpointSlice]
+	st    *state.State
+	loop  *Services
+	feeds *feeds
 }
 
 func newServiceRig() *serviceRig {
 	st := state.New()
-	return &serviceRig{st: st, loop: NewServices(st, quiet()), services: st.Services.Changes(), slices: st.EndpointSlices.Changes()}
+	loop := NewServices(st, "me", config.Services{Algorithm: "random", Forwarding: "snat"}, quiet())
+	return &serviceRig{st: st, loop: loop, feeds: loop.follow()}
 }
 
-func (r *serviceRig) step() { r.loop.step(r.services, r.slices) }
+func (r *serviceRig) step() { r.loop.step(r.feeds) }
 
 func (r *serviceRig) dump() string {
 	var lines []string
 	for f := range r.st.Frontends.Snapshot().All() {
-		lines = append(lines, fmt.Sprintf("%s of %s -> %v", f.Key(), f.Service, f.Backends))
+		line := fmt.Sprintf("%s %s of %s -> %s", f.Type, f.Key(), f.Service, targets(f.Backends))
+		if f.InnerLocal {
+			line += " (local)"
+		}
+		if f.OuterLocal {
+			line += "; outside ->" + targets(f.OuterBackends)
+		}
+		lines = append(lines, fmt.Sprintf("%s %s %s %v %v", line, f.Algorithm, f.Forwarding, f.Affinity, f.SourceRanges))
 	}
 	for p := range r.st.Problems.Snapshot().All() {
 		lines = append(lines, p.Subject+": "+p.Text)
 	}
 	return strings.Join(lines, "\n")
+}
+
+func targets(list []state.Backend) string {
+	var out []string
+	for _, b := range list {
+		text := netip.AddrPortFrom(b.Address, b.Port).String()
+		if b.Weight != 1 {
+			text += fmt.Sprintf("*%d", b.Weight)
+		}
+		if b.Terminating {
+			text += "(terminating)"
+		}
+		out = append(out, text)
+	}
+	return "[" + strings.Join(out, " ") + "]"
 }
 
 func svc(name, address string, age int64) state.Service {
@@ -94,14 +117,14 @@ func TestOlderServiceHasTheAddress(t *testing.T) {
 	r.step()
 	r.st.Services.Insert(svc("old", "10.96.0.1", 1))
 	r.step()
-	want := "10.96.0.1:80/TCP of shop/old -> [{10.0.0.1 8080 false}]\n" +
+	want := "ClusterIP 10.96.0.1:80/TCP of shop/old -> [10.0.0.1:8080] random snat 0s []\n" +
 		"service shop/young: 10.96.0.1:80/TCP belongs to service shop/old, which is older; this service does not get it"
 	if got := r.dump(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	r.st.Services.Delete("shop/old")
 	r.step()
-	if got, want := r.dump(), "10.96.0.1:80/TCP of shop/young -> [{10.0.0.9 8080 false}]"; got != want {
+	if got, want := r.dump(), "ClusterIP 10.96.0.1:80/TCP of shop/young -> [10.0.0.9:8080] random snat 0s []"; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
@@ -152,7 +175,8 @@ func TestIncrementalEqualsFromScratch(t *testing.T) {
 
 func TestServicesLoop(t *testing.T) {
 	st := state.New()
-	loop := NewServices(st, quiet())
+	loop := NewServices(st, "me", config.Services{}, quiet())
+	st.Nodes.Register("test")()
 	servicesDone, slicesDone := st.Services.Register("test"), st.EndpointSlices.Register("test")
 	start(t, loop.Run)
 	st.Services.Insert(svc("web", "10.96.0.1", 1))

@@ -1,14 +1,14 @@
 package control
 
 import (
-	"cmp"
 	"context"
-	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/service"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
@@ -16,96 +16,160 @@ import (
 
 const serviceProblems = "services" // source of the problems the service loop reports
 
-// Services keeps state.Frontends as services and their slices want them. A change costs what its own service costs, however many there are.
+// Services keeps state.Frontends as services, their slices and the host ports of local pods want them. A change costs what its own service
+// costs, however many there are.
 type Services struct {
 	state *state.State
 	log   *slog.Logger
 	done  func()
+	local service.Local
 	// owner is the service each slice was last seen to belong to: its label can change.
 	owner map[string]state.ServiceName
-	// contested holds the services that claim one frontend, where there are several: the older service has it.
-	contested map[string][]state.ServiceName
-	reported  bool // problems were reported that may have to be taken back
+	// exposed holds the services with addresses that Kubernetes did not choose: nodes can be in their way.
+	exposed map[claimant]struct{}
+	// occupied is what nodes and pods have; nil: to be made from the nodes when it is needed next.
+	occupied *territory
+	// contested holds the frontends that several claim.
+	contested map[string]*contest
+	// refused says which addresses a service does not get, and why.
+	refused  map[claimant]string
+	reported bool // problems were reported that may have to be taken back
 }
 
-// NewServices returns the loop. It registers with the table it writes.
-func NewServices(st *state.State, log *slog.Logger) *Services {
+// NewServices returns the loop of node self. It registers with the table it writes.
+func NewServices(st *state.State, self string, cfg config.Services, log *slog.Logger) *Services {
 	return &Services{
 		state: st, log: log, done: st.Frontends.Register(serviceProblems),
-		owner: map[string]state.ServiceName{}, contested: map[string][]state.ServiceName{},
+		local: service.Local{
+			Node: self, Algorithm: state.Algorithm(cfg.Algorithm), Forwarding: state.Forwarding(cfg.Forwarding),
+		},
+		owner: map[string]state.ServiceName{}, exposed: map[claimant]struct{}{},
+		contested: map[string]*contest{}, refused: map[claimant]string{},
 	}
 }
 
-// Run applies changes until ctx ends. It begins when services and slices are known whole: a frontend without its
-// slices would refuse connections.
+// feeds are the loop's positions in the tables it follows.
+type feeds struct {
+	services  *table.Changes[state.Service]
+	slices    *table.Changes[state.EndpointSlice]
+	nodes     *table.Changes[state.Node]
+	endpoints *table.Changes[state.Endpoint]
+}
+
+func (s *Services) follow() *feeds {
+	return &feeds{s.state.Services.Changes(), s.state.EndpointSlices.Changes(), s.state.Nodes.Changes(), s.state.Endpoints.Changes()}
+}
+
+func (f *feeds) close() {
+	f.services.Close()
+	f.slices.Close()
+	f.nodes.Close()
+	f.endpoints.Close()
+}
+
+// Run applies changes until ctx ends. It begins when services, slices and nodes are known whole: a frontend without its slices would
+// refuse connections, and one chosen without this node's zone would move them. Local pods are known before any loop runs.
 func (s *Services) Run(ctx context.Context) error {
-	if err := all(ctx, s.state.Services.Initialized(), s.state.EndpointSlices.Initialized()); err != nil {
+	if err := all(ctx, s.state.Services.Initialized(), s.state.EndpointSlices.Initialized(), s.state.Nodes.Initialized()); err != nil {
 		return err
 	}
-	services, endpoints := s.state.Services.Changes(), s.state.EndpointSlices.Changes()
-	defer services.Close()
-	defer endpoints.Close()
+	f := s.follow()
+	defer f.close()
 	for {
-		moreServices, moreSlices := s.step(services, endpoints)
+		more := s.step(f)
 		s.done()
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-moreServices:
-		case <-moreSlices:
+		case <-more[0]:
+		case <-more[1]:
+		case <-more[2]:
+		case <-more[3]:
 		}
 	}
 }
 
-// step takes in everything that has changed.
-func (s *Services) step(services *table.Changes[state.Service], endpoints *table.Changes[state.EndpointSlice]) (moreServices, moreSlices <-chan struct{}) {
-	changedServices, moreServices := services.Next()
-	changedSlices, moreSlices := endpoints.Next()
-	var dirty []state.ServiceName
-	for _, c := range changedServices {
-		dirty = append(dirty, c.Row.ServiceName)
+// step takes in everything that has changed, and returns channels of which one is closed when there is more.
+func (s *Services) step(f *feeds) (more [4]<-chan struct{}) {
+	services, moreServices := f.services.Next()
+	endpointSlices, moreSlices := f.slices.Next()
+	nodes, moreNodes := f.nodes.Next()
+	endpoints, moreEndpoints := f.endpoints.Next()
+	dirty := s.movedNodes(nodes)
+	for _, c := range services {
+		dirty = append(dirty, claimant{ServiceName: c.Row.ServiceName})
 	}
-	for _, c := range changedSlices {
+	for _, c := range endpointSlices {
 		key := s.state.EndpointSlices.Key(c.Row)
 		if before, known := s.owner[key]; known && before != c.Row.Service {
-			dirty = append(dirty, before)
+			dirty = append(dirty, claimant{ServiceName: before})
 		}
-		dirty = append(dirty, c.Row.Service)
+		dirty = append(dirty, claimant{ServiceName: c.Row.Service})
 		if s.owner[key] = c.Row.Service; c.Deleted {
 			delete(s.owner, key)
 		}
 	}
+	for _, c := range endpoints {
+		dirty = append(dirty, claimant{state.ServiceName{Namespace: c.Row.Namespace, Name: c.Row.Pod}, true})
+	}
 	if len(dirty) > 0 {
 		s.apply(dirty)
 	}
-	return moreServices, moreSlices
+	return [...]<-chan struct{}{moreServices, moreSlices, moreNodes, moreEndpoints}
+}
+
+// movedNodes returns who depends on the nodes that changed: all services on this node's zone, the exposed ones on every node's addresses.
+// While this node has no object its zone stays what it was.
+func (s *Services) movedNodes(nodes []table.Change[state.Node]) []claimant {
+	if len(nodes) == 0 {
+		return nil
+	}
+	s.occupied = nil
+	dirty := make([]claimant, 0, len(s.exposed))
+	for c := range s.exposed {
+		dirty = append(dirty, c)
+	}
+	for _, c := range nodes {
+		if c.Row.Name == s.local.Node && !c.Deleted && c.Row.Zone != s.local.Zone {
+			s.local.Zone = c.Row.Zone
+			for svc := range s.state.Services.Snapshot().All() {
+				dirty = append(dirty, claimant{ServiceName: svc.ServiceName})
+			}
+		}
+	}
+	return dirty
 }
 
 // round is the work on one set of changes.
 type round struct {
 	services  table.Snapshot[state.Service]
 	slices    table.Snapshot[state.EndpointSlice]
+	endpoints table.Snapshot[state.Endpoint]
 	frontends table.Snapshot[state.Frontend]
-	queue     []state.ServiceName
-	wanted    map[state.ServiceName]map[string]state.Frontend // services computed in this round
-	touched   map[string]state.ServiceName                    // frontends whose row may change, and a service that claims them
-	released  map[string]bool                                 // frontends a service no longer claims
+	queue     []claimant
+	wanted    map[claimant]claims // of those computed in this round
+	touched   map[string]claimant // frontends whose row may change, and one that claims them
+	released  map[string]bool     // frontends somebody no longer claims
 }
 
-// apply computes the services and writes the rows that differ. A service that contests a frontend with another is
-// computed together with it.
-func (s *Services) apply(dirty []state.ServiceName) {
+// claims are the frontends of one claimant.
+type claims struct {
+	since     time.Time
+	frontends map[string]state.Frontend
+}
+
+// apply computes the claimants and writes the rows that differ. Who contests a frontend with another is computed together with it.
+func (s *Services) apply(dirty []claimant) {
 	r := &round{
-		services: s.state.Services.Snapshot(), slices: s.state.EndpointSlices.Snapshot(), frontends: s.state.Frontends.Snapshot(),
-		queue:   dirty,
-		wanted:  make(map[state.ServiceName]map[string]state.Frontend, len(dirty)),
-		touched: map[string]state.ServiceName{}, released: map[string]bool{},
+		services: s.state.Services.Snapshot(), slices: s.state.EndpointSlices.Snapshot(),
+		endpoints: s.state.Endpoints.Snapshot(), frontends: s.state.Frontends.Snapshot(),
+		queue: dirty, wanted: make(map[claimant]claims, len(dirty)), touched: map[string]claimant{}, released: map[string]bool{},
 	}
 	for len(r.queue) > 0 {
-		name := r.queue[0]
+		c := r.queue[0]
 		r.queue = r.queue[1:]
-		if _, computed := r.wanted[name]; !computed {
-			s.compute(r, name)
+		if _, computed := r.wanted[c]; !computed {
+			s.compute(r, c)
 		}
 	}
 	s.state.Frontends.Write(func(tx *table.Txn[state.Frontend]) {
@@ -114,107 +178,156 @@ func (s *Services) apply(dirty []state.ServiceName) {
 				tx.Delete(key)
 			}
 		}
-		for key, claimant := range r.touched {
-			row := r.wanted[s.winner(r, key, claimant)][key]
+		for key, c := range r.touched {
+			if contest := s.contested[key]; contest != nil {
+				c = contest.decide(r, key)
+			}
+			row := r.wanted[c].frontends[key]
 			if old, _, ok := tx.Get(key); !ok || !old.SameIntent(row) {
 				tx.Insert(row)
 			}
 		}
 	})
-	s.report(r)
+	s.report()
 	s.log.Debug("services computed", "services", len(r.wanted), "frontends", len(r.touched), "contested", len(s.contested))
 }
 
-// compute finds what one service claims now, and what it has given up.
-func (s *Services) compute(r *round, name state.ServiceName) {
-	want := map[string]state.Frontend{}
-	r.wanted[name] = want
-	if svc, _, ok := r.services.Get(name.String()); ok {
-		for _, f := range service.Frontends(svc, slices.Collect(r.slices.By(state.SlicesByService, name.String()))) {
-			if _, twice := want[f.Key()]; !twice {
-				want[f.Key()] = f
-			}
+// compute finds what one claimant claims now, and what it has given up.
+func (s *Services) compute(r *round, c claimant) {
+	want := s.claims(r, c)
+	r.wanted[c] = want
+	for old := range r.frontends.By(state.FrontendsByService, c.ServiceName.String()) {
+		if claimantOf(old) != c {
+			continue
 		}
-	}
-	for old := range r.frontends.By(state.FrontendsByService, name.String()) {
-		if _, still := want[old.Key()]; !still {
+		if _, still := want.frontends[old.Key()]; !still {
 			r.released[old.Key()] = true
 		}
 	}
-	for key, claimants := range s.contested {
-		if !slices.Contains(claimants, name) {
+	for key, contest := range s.contested {
+		if !slices.Contains(contest.claimants, c) {
 			continue
 		}
-		r.queue = append(r.queue, claimants...)
-		if _, still := want[key]; !still {
-			s.withdraw(key, name)
+		r.queue = append(r.queue, contest.claimants...)
+		if _, still := want.frontends[key]; !still {
+			s.withdraw(key, c)
 		}
 	}
-	for key := range want {
-		if row, _, ok := r.frontends.Get(key); ok && row.Service != name {
-			s.contest(r, key, row.Service, name)
+	for key := range want.frontends {
+		if row, _, ok := r.frontends.Get(key); ok && claimantOf(row) != c {
+			s.contest(r, key, claimantOf(row), c)
 		}
-		if other, ok := r.touched[key]; ok && other != name {
-			s.contest(r, key, other, name)
+		if other, ok := r.touched[key]; ok && other != c {
+			s.contest(r, key, other, c)
 		}
-		r.touched[key] = name
+		r.touched[key] = c
 	}
 }
 
-// contest notes that both services claim the frontend, if the first still does.
-func (s *Services) contest(r *round, key string, first, second state.ServiceName) {
-	if want, computed := r.wanted[first]; computed {
-		if _, still := want[key]; !still {
-			return
-		}
-	}
-	for _, name := range []state.ServiceName{first, second} {
-		if !slices.Contains(s.contested[key], name) {
-			s.contested[key] = append(s.contested[key], name)
-		}
-	}
-	r.queue = append(r.queue, first)
-}
-
-func (s *Services) withdraw(key string, name state.ServiceName) {
-	rest := slices.DeleteFunc(slices.Clone(s.contested[key]), func(n state.ServiceName) bool { return n == name })
-	if s.contested[key] = rest; len(rest) < 2 {
-		delete(s.contested, key)
-	}
-}
-
-// winner returns the claimant that has the frontend: the older, then the first by name.
-func (s *Services) winner(r *round, key string, claimant state.ServiceName) state.ServiceName {
-	claimants := s.contested[key]
-	if len(claimants) == 0 {
-		return claimant
-	}
-	return slices.MinFunc(claimants, func(a, b state.ServiceName) int {
-		x, _, _ := r.services.Get(a.String())
-		y, _, _ := r.services.Get(b.String())
-		return cmp.Or(x.Created.Compare(y.Created), strings.Compare(a.String(), b.String()))
-	})
-}
-
-func (s *Services) report(r *round) {
-	if len(s.contested) == 0 && !s.reported {
-		return
-	}
-	var problems []state.Problem
-	for key, claimants := range s.contested {
-		has := s.winner(r, key, claimants[0])
-		for _, name := range claimants {
-			if name != has {
-				problems = append(problems, state.Problem{
-					Subject: "service " + name.String(),
-					Text:    fmt.Sprintf("%s belongs to service %s, which is older; this service does not get it", key, has),
-				})
+// claims returns what the claimant wants as its objects are now; of two equal keys the first counts.
+func (s *Services) claims(r *round, c claimant) claims {
+	var list []state.Frontend
+	var out claims
+	name := c.ServiceName.String()
+	delete(s.exposed, c)
+	delete(s.refused, c)
+	if c.pod {
+		attachments := slices.Collect(r.endpoints.By(state.EndpointsByPod, name))
+		list = service.HostPorts(attachments, s.local)
+		for _, e := range attachments {
+			if out.since.IsZero() || e.Since.Before(out.since) {
+				out.since = e.Since
 			}
 		}
+	} else if svc, _, ok := r.services.Get(name); ok {
+		out.since = svc.Created
+		list = service.Frontends(svc, collect(r.slices.By(state.SlicesByService, name)), s.local)
+		list = s.refuse(c, list)
 	}
-	slices.SortFunc(problems, func(a, b state.Problem) int {
-		return cmp.Or(strings.Compare(a.Subject, b.Subject), strings.Compare(a.Text, b.Text))
-	})
-	state.Report(s.state.Problems, serviceProblems, time.Now(), problems)
-	s.reported = len(problems) > 0
+	out.frontends = make(map[string]state.Frontend, len(list))
+	for _, f := range list {
+		key := f.Key()
+		if _, twice := out.frontends[key]; !twice {
+			out.frontends[key] = f
+		}
+	}
+	return out
+}
+
+// collect is slices.Collect without the growth that costs most when there is one slice, as almost always.
+func collect(rows iter.Seq[state.EndpointSlice]) []state.EndpointSlice {
+	out := make([]state.EndpointSlice, 0, 1)
+	for row := range rows {
+		out = append(out, row)
+	}
+	return out
+}
+
+// refuse leaves out the addresses that somebody wrote who could as well have written another's: those of nodes and pods.
+func (s *Services) refuse(c claimant, list []state.Frontend) []state.Frontend {
+	var kept []state.Frontend
+	var why []string
+	for i, f := range list {
+		if f.Type != state.LoadBalancer && f.Type != state.ExternalIP {
+			if kept != nil {
+				kept = append(kept, f)
+			}
+			continue
+		}
+		s.exposed[c] = struct{}{}
+		text := s.objection(f)
+		switch {
+		case text != "" && kept == nil:
+			kept = append(make([]state.Frontend, 0, len(list)), list[:i]...)
+		case text == "" && kept != nil:
+			kept = append(kept, f)
+		}
+		if text != "" && !slices.Contains(why, text) {
+			why = append(why, text)
+		}
+	}
+	if kept == nil {
+		return list
+	}
+	s.refused[c] = strings.Join(why, "; ")
+	return kept
+}
+
+// objection says why an address may not be a service's, or nothing. An external IP may be a node's address, as Kubernetes documents; then
+// that port of the node is the service's.
+func (s *Services) objection(f state.Frontend) string {
+	kind := "LoadBalancer address "
+	if f.Type == state.ExternalIP {
+		kind = "external IP "
+	}
+	a := f.Address
+	if a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+		return kind + a.String() + " is no address that others can reach; it is not served"
+	}
+	if s.occupied == nil {
+		s.occupied = occupied(s.state.Nodes.Snapshot().All())
+	}
+	other, overlaps := s.occupied.overlapping(host(a))
+	if !overlaps || other.kind != state.RemotePods && f.Type == state.ExternalIP {
+		return ""
+	}
+	return kind + a.String() + " is in " + describe(other) + " of node " + other.node + "; it is not served"
+}
+
+// occupied returns what the nodes have, overlapping or not; pod CIDRs go first.
+func occupied(nodes iter.Seq[state.Node]) *territory {
+	var list []claim
+	for n := range nodes {
+		for _, p := range n.PodCIDRs {
+			list = append(list, claim{prefix: p, kind: state.RemotePods, node: n.Name})
+		}
+		for _, a := range n.Addresses {
+			list = append(list, claim{prefix: host(a), kind: state.RemoteNode, node: n.Name})
+		}
+	}
+	t := newTerritory(list)
+	for _, c := range list {
+		t.accept(c)
+	}
+	return t
 }

@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/control"
 	"github.com/strait-net/strait/internal/kube"
 	"github.com/strait-net/strait/internal/kube/kubetest"
@@ -53,7 +54,7 @@ func BenchmarkColdStart10000Services(b *testing.B) {
 		st := state.New()
 		ctx, cancel := context.WithCancel(context.Background())
 		source := kube.NewAPIServer(client, kube.TablesOf(st), slog.New(slog.DiscardHandler))
-		loop := control.NewServices(st, slog.New(slog.DiscardHandler))
+		loop := control.NewServices(st, "node-1", config.Default().Services, slog.New(slog.DiscardHandler))
 		begin := time.Now()
 		var run errgroup.Group
 		run.Go(func() error { return source.Run(ctx) })

@@ -11,6 +11,9 @@ import (
 	"github.com/strait-net/strait/internal/state"
 )
 
+// here is the node of the tests.
+var here = Local{Node: "me", Zone: "a", Algorithm: state.Random, Forwarding: state.SNAT}
+
 // endpoint reads "10.0.0.1 ready", "10.0.0.1 serving terminating", "10.0.0.1" (not ready).
 func endpoint(text string) state.SliceEndpoint {
 	words := strings.Fields(text)
@@ -127,7 +130,7 @@ func TestFrontends(t *testing.T) {
 			[]state.EndpointSlice{slice("http/SCTP/7", "10.0.0.1 ready")}, "10.96.0.10:80/SCTP -> 10.0.0.1:7"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			if got := dump(Frontends(c.svc, c.slices)); got != c.want {
+			if got := dump(Frontends(c.svc, c.slices, here)); got != c.want {
 				t.Errorf("got\n%s\nwant\n%s", got, c.want)
 			}
 		})
@@ -147,14 +150,14 @@ func TestOrderDoesNotMatter(t *testing.T) {
 			}
 			list = append(list, s)
 		}
-		want := dump(Frontends(web(), list))
+		want := dump(Frontends(web(), list, here))
 		r.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 		for i := range list {
 			e := slices.Clone(list[i].Endpoints)
 			r.Shuffle(len(e), func(a, b int) { e[a], e[b] = e[b], e[a] })
 			list[i].Endpoints = e
 		}
-		if got := dump(Frontends(web(), list)); got != want {
+		if got := dump(Frontends(web(), list, here)); got != want {
 			t.Fatalf("seed %d: got\n%s\nwant\n%s", seed, got, want)
 		}
 	}

@@ -165,7 +165,7 @@ type SliceEndpoint struct {
 	Terminating bool
 	Node        string
 	Zone        string
-	Pod         string   // name of the pod in the slice's namespace, empty when it is none
+	Pod         string   // namespace/name, empty when it is none; backends share its memory
 	ForZones    []string // hints.forZones
 	ForNodes    []string // hints.forNodes
 }
@@ -214,10 +214,10 @@ type Backend struct {
 // SetKey names a backend set: the frontends of one service port and family share it, so that affinity, turns and tables are one.
 type SetKey struct {
 	Service  ServiceName
-	Port     string // name of the service port; of a host port, its number
+	Port     string // name of the service port; of a host port, its address and number, which no port has as its name
 	Protocol Protocol
 	V6       bool
-	Local    bool // only backends on this node, because of externalTrafficPolicy
+	Local    bool // only backends on this node, because of a traffic policy
 }
 
 // Frontend is an address and port a service answers on, with the backends in use now. Desired; owner: control.
@@ -232,6 +232,8 @@ type Frontend struct {
 	Service  ServiceName
 	PortName string
 	Backends []Backend // for clients inside the cluster: active, sorted by address and port; empty: connections are refused
+	// InnerLocal: Backends are only those on this node, because of internalTrafficPolicy. Only of a ClusterIP.
+	InnerLocal bool
 	// OuterLocal: clients outside get only backends on this node, OuterBackends. Else they get Backends.
 	OuterLocal    bool
 	OuterBackends []Backend
@@ -244,9 +246,9 @@ type Frontend struct {
 
 // Set returns the key of the set that Backends (or, with outer, OuterBackends) are.
 func (f Frontend) Set(outer bool) SetKey {
-	k := SetKey{Service: f.Service, Port: f.PortName, Protocol: f.Protocol, V6: f.Address.Is6(), Local: outer && f.OuterLocal}
+	k := SetKey{Service: f.Service, Port: f.PortName, Protocol: f.Protocol, V6: f.Address.Is6(), Local: f.InnerLocal || outer && f.OuterLocal}
 	if f.Type == HostPort {
-		k.Port = strconv.Itoa(int(f.Port))
+		k.Port = netip.AddrPortFrom(f.Address, f.Port).String()
 	}
 	return k
 }
@@ -254,8 +256,8 @@ func (f Frontend) Set(outer bool) SetKey {
 // SameIntent reports whether two rows want the same of the kernel, whatever became of them.
 func (f Frontend) SameIntent(o Frontend) bool {
 	return f.Address == o.Address && f.Port == o.Port && f.Protocol == o.Protocol && f.Type == o.Type &&
-		f.Service == o.Service && f.PortName == o.PortName && f.OuterLocal == o.OuterLocal && f.Algorithm == o.Algorithm &&
-		f.Forwarding == o.Forwarding && f.Affinity == o.Affinity && slices.Equal(f.SourceRanges, o.SourceRanges) &&
+		f.Service == o.Service && f.PortName == o.PortName && f.InnerLocal == o.InnerLocal && f.OuterLocal == o.OuterLocal &&
+		f.Algorithm == o.Algorithm && f.Forwarding == o.Forwarding && f.Affinity == o.Affinity && slices.Equal(f.SourceRanges, o.SourceRanges) &&
 		slices.Equal(f.Backends, o.Backends) && slices.Equal(f.OuterBackends, o.OuterBackends)
 }
 
