@@ -30,6 +30,7 @@
 #include "lib/error.h"
 #include "lib/world.h"
 #include "lib/lb.h"
+#include "lib/announce.h"
 
 #include "from_pod.c"
 #include "to_pod.c"

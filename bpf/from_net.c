@@ -48,7 +48,7 @@ int strait_from_net(struct __sk_buff *skb)
 
 	/* What is malformed, not IP, or meant for another machine is the stack's to judge: nothing of it goes to a pod here. */
 	if (skb->pkt_type != PACKET_HOST || packet_parse(skb, &p) || p.flags & PACKET_NDP)
-		return to_stack(skb);
+		return announce(skb);
 	ep = endpoint_lookup(&p.dst);
 	if (ep)
 		return from_net_pod(skb, &p, ep);
