@@ -16,12 +16,10 @@ import (
 // NotReadyTaint keeps pods off a node until its network has worked once.
 const NotReadyTaint = "strait.dev/not-ready"
 
-// proxyNameLabel on a Service or its slices names the proxy that serves it instead of the cluster's own.
-const proxyNameLabel = "service.kubernetes.io/service-proxy-name"
-
 // ToNode returns the row of a Node. An address or CIDR that cannot be read fails the whole object: half a node would be routed wrongly.
 func ToNode(o *corev1.Node) (state.Node, error) {
-	n := state.Node{Name: o.Name, UID: string(o.UID), Created: o.CreationTimestamp.Time}
+	n := state.Node{Name: o.Name, UID: string(o.UID), Zone: intern(o.Labels[corev1.LabelTopologyZone]), Created: o.CreationTimestamp.Time}
+	_, n.NoLoadBalancer = o.Labels[corev1.LabelNodeExcludeBalancers]
 	var errs []error
 	for i, a := range o.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {
@@ -50,56 +48,6 @@ func ToNode(o *corev1.Node) (state.Node, error) {
 	}
 	n.Tainted = slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == NotReadyTaint })
 	return n, errors.Join(errs...)
-}
-
-// ToService returns the row of a Service.
-func ToService(o *corev1.Service) (state.Service, error) {
-	_, headlessLabel := o.Labels[corev1.IsHeadlessService]
-	s := state.Service{
-		ServiceName:     state.ServiceName{Namespace: o.Namespace, Name: o.Name},
-		Type:            state.ServiceType(o.Spec.Type),
-		Headless:        headlessLabel || o.Spec.ClusterIP == corev1.ClusterIPNone,
-		PublishNotReady: o.Spec.PublishNotReadyAddresses,
-		Proxy:           o.Labels[proxyNameLabel],
-		Created:         o.CreationTimestamp.Time,
-	}
-	if s.Type == "" {
-		s.Type = state.ClusterIP
-	}
-	var errs []error
-	switch s.Type {
-	case state.ClusterIP, state.NodePort, state.LoadBalancer, state.ExternalName:
-	default:
-		errs = append(errs, fmt.Errorf("spec.type: %q: unknown; accepted: ClusterIP, NodePort, LoadBalancer, ExternalName", s.Type))
-	}
-	clusterIPs := o.Spec.ClusterIPs
-	if len(clusterIPs) == 0 && o.Spec.ClusterIP != "" {
-		clusterIPs = []string{o.Spec.ClusterIP}
-	}
-	for i, text := range clusterIPs {
-		if text == corev1.ClusterIPNone || text == "" {
-			continue
-		}
-		addr, err := parseAddr(text)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("spec.clusterIPs[%d]: %w", i, err))
-			continue
-		}
-		s.ClusterIPs = append(s.ClusterIPs, addr)
-	}
-	for i, p := range o.Spec.Ports {
-		proto, err := parseProtocol(&p.Protocol)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("spec.ports[%d].protocol: %w", i, err))
-			continue
-		}
-		if p.Port < 1 || p.Port > 65535 || p.NodePort < 0 || p.NodePort > 65535 {
-			errs = append(errs, fmt.Errorf("spec.ports[%d]: port %d, nodePort %d: want 1 to 65535", i, p.Port, p.NodePort))
-			continue
-		}
-		s.Ports = append(s.Ports, state.ServicePort{Name: p.Name, Port: uint16(p.Port), Protocol: proto, NodePort: uint16(p.NodePort)})
-	}
-	return s, errors.Join(errs...)
 }
 
 // ToEndpointSlice returns the row of an EndpointSlice; ok is false for one that can never have a frontend: its service
@@ -149,9 +97,45 @@ func ToEndpointSlice(o *discoveryv1.EndpointSlice) (row state.EndpointSlice, ok 
 			Serving:     deref(e.Conditions.Serving, ready),
 			Terminating: deref(e.Conditions.Terminating, false),
 			Node:        intern(deref(e.NodeName, "")),
+			Zone:        intern(deref(e.Zone, "")),
+			Pod:         podOf(o.Namespace, e.TargetRef),
 		})
+		if e.Hints != nil {
+			addHints(row.Endpoints, e.Hints)
+		}
 	}
 	return row, true, errors.Join(errs...)
+}
+
+// podOf returns namespace/name of what an endpoint refers to if that is a pod.
+func podOf(namespace string, ref *corev1.ObjectReference) string {
+	if ref == nil || ref.Kind != "Pod" || ref.Name == "" {
+		return ""
+	}
+	if ref.Namespace != "" {
+		namespace = ref.Namespace
+	}
+	return namespace + "/" + ref.Name
+}
+
+// addHints gives the last endpoint its hints. They are the same for many endpoints of a slice, which then share them.
+func addHints(endpoints []state.SliceEndpoint, hints *discoveryv1.EndpointHints) {
+	e := &endpoints[len(endpoints)-1]
+	for _, z := range hints.ForZones {
+		e.ForZones = append(e.ForZones, intern(z.Name))
+	}
+	for _, n := range hints.ForNodes {
+		e.ForNodes = append(e.ForNodes, intern(n.Name))
+	}
+	const near = 8 // enough for zones; endpoints are not compared each with each
+	for _, earlier := range endpoints[max(0, len(endpoints)-1-near) : len(endpoints)-1] {
+		if slices.Equal(earlier.ForZones, e.ForZones) {
+			e.ForZones = earlier.ForZones
+		}
+		if slices.Equal(earlier.ForNodes, e.ForNodes) {
+			e.ForNodes = earlier.ForNodes
+		}
+	}
 }
 
 func parseAddr(text string) (netip.Addr, error) {
@@ -181,5 +165,10 @@ func deref[T any](p *T, otherwise T) T {
 	return *p
 }
 
-// intern makes equal strings share memory: node names, namespaces and port names repeat in every endpoint.
-func intern(s string) string { return unique.Make(s).Value() }
+// intern makes equal strings share memory: node names, namespaces, zones and port names repeat in every endpoint.
+func intern(s string) string {
+	if s == "" {
+		return ""
+	}
+	return unique.Make(s).Value()
+}

@@ -41,7 +41,11 @@ func TestToNode(t *testing.T) {
 	n, err := ToNode(parse[*corev1.Node](t, `
 apiVersion: v1
 kind: Node
-metadata: {name: worker-1, uid: u1, creationTimestamp: "2026-01-02T03:04:05Z"}
+metadata:
+  name: worker-1
+  uid: u1
+  creationTimestamp: "2026-01-02T03:04:05Z"
+  labels: {topology.kubernetes.io/zone: z1, node.kubernetes.io/exclude-from-external-load-balancers: ""}
 spec:
   podCIDR: 10.244.1.0/24
   podCIDRs: [10.244.1.0/24, "fd00:10:244:1::/64"]
@@ -54,7 +58,7 @@ status:
   - {type: ExternalIP, address: 203.0.113.9}
 `))
 	want := state.Node{
-		Name: "worker-1", UID: "u1", Tainted: true, Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		Name: "worker-1", UID: "u1", Tainted: true, Zone: "z1", NoLoadBalancer: true, Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.9.2"), netip.MustParseAddr("fd00:9::2")},
 		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
 	}
@@ -84,7 +88,7 @@ func TestToService(t *testing.T) {
 		{name: "old form", spec: `{clusterIP: 10.96.0.10, type: NodePort, publishNotReadyAddresses: true}`,
 			want: state.Service{Type: state.NodePort, ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, PublishNotReady: true}},
 		{name: "headless", spec: `{clusterIP: None, clusterIPs: [None]}`, want: state.Service{Type: state.ClusterIP, Headless: true}},
-		{name: "external name", spec: `{type: ExternalName, externalName: example.org}`, want: state.Service{Type: state.ExternalName}},
+		{name: "external name", spec: `{type: ExternalName, externalName: example.org}`, want: state.Service{Type: state.ExternalName, Target: "example.org"}},
 		{name: "bad address", spec: `{clusterIP: 10.96.0}`, wantErr: `spec.clusterIPs[0]: "10.96.0"`},
 		{name: "bad protocol", spec: `{ports: [{port: 1, protocol: DCCP}]}`, wantErr: `spec.ports[0].protocol: "DCCP": unknown; accepted: TCP, UDP, SCTP`},
 		{name: "bad port", spec: `{ports: [{port: 70000}]}`, wantErr: "spec.ports[0]: port 70000"},
@@ -118,12 +122,15 @@ endpoints: ` + endpoints
 
 func TestToEndpointSlice(t *testing.T) {
 	row, ok, err := ToEndpointSlice(parse[*discoveryv1.EndpointSlice](t, sliceYAML("web-1",
-		`[{addresses: [10.0.0.1, 10.9.9.9], nodeName: a}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}, {addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: []}]`)))
+		`[{addresses: [10.0.0.1, 10.9.9.9], nodeName: a, zone: z, targetRef: {kind: Pod, name: web-0}, hints: {forZones: [{name: z}, {name: x}], forNodes: [{name: a}]}},
+		  {addresses: [10.0.0.4], targetRef: {kind: VirtualMachine, name: vm}, hints: {forZones: [{name: z}, {name: x}]}}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}, {addresses: [10.0.0.3], conditions: {ready: false}}, {addresses: []}]`)))
 	want := state.EndpointSlice{
 		Namespace: "shop", Name: "web-1", Service: state.ServiceName{Namespace: "shop", Name: "web"},
 		Ports: []state.EndpointPort{{Name: "http", Port: 8080, Protocol: state.TCP}},
 		Endpoints: []state.SliceEndpoint{
-			{Address: netip.MustParseAddr("10.0.0.1"), Ready: true, Serving: true, Node: "a"},
+			{Address: netip.MustParseAddr("10.0.0.1"), Ready: true, Serving: true, Node: "a", Zone: "z", Pod: "shop/web-0",
+				ForZones: []string{"z", "x"}, ForNodes: []string{"a"}},
+			{Address: netip.MustParseAddr("10.0.0.4"), Ready: true, Serving: true, ForZones: []string{"z", "x"}},
 			{Address: netip.MustParseAddr("10.0.0.2"), Serving: true, Terminating: true},
 			{Address: netip.MustParseAddr("10.0.0.3")},
 		},
@@ -133,6 +140,9 @@ func TestToEndpointSlice(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, row, comparable); diff != "" {
 		t.Error(diff)
+	}
+	if &row.Endpoints[0].ForZones[0] != &row.Endpoints[1].ForZones[0] {
+		t.Error("equal hints do not share memory")
 	}
 	for _, edit := range []func(*discoveryv1.EndpointSlice){
 		func(o *discoveryv1.EndpointSlice) { delete(o.Labels, discoveryv1.LabelServiceName) },

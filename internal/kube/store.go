@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -45,7 +46,13 @@ type converted[R any] struct {
 	metav1.ObjectMeta
 	row R
 	ok  bool
-	err error
+	err error // with a *Partial one row counts
+}
+
+// refused reports whether there is no row to use.
+func (c *converted[R]) refused() bool {
+	var partial *Partial
+	return c.err != nil && !errors.As(c.err, &partial)
 }
 
 func (s *store[O, R]) toRow(o O) *converted[R] {
@@ -138,7 +145,7 @@ func (s *store[O, R]) Replace(objects []any, _ string) error {
 func (s *store[O, R]) Resync() error { return nil }
 
 func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
-	if c.err != nil {
+	if c.refused() {
 		return
 	}
 	old, _, present := tx.Get(rowKey(c))
@@ -157,7 +164,11 @@ func (s *store[O, R]) judge(c *converted[R]) {
 		state.Clear(s.problems, owner, s.subject(c))
 		return
 	}
-	state.Raise(s.problems, state.Problem{Source: owner, Subject: s.subject(c), Text: c.err.Error() + "; the previous state stays"}, s.now())
+	text := strings.ReplaceAll(c.err.Error(), "\n", "; ")
+	if c.refused() {
+		text += "; the previous state stays"
+	}
+	state.Raise(s.problems, state.Problem{Source: owner, Subject: s.subject(c), Text: text}, s.now())
 }
 
 func (s *store[O, R]) subject(c *converted[R]) string { return s.kind + " " + rowKey(c) }
