@@ -33,6 +33,7 @@ var ranks = map[string]int{
 
 	"internal/service":  2, // pure: rows of state in, rows of state out
 	"internal/localapi": 2, // types of the agent's API
+	"internal/takeover": 2, // pure: connections of the kernel in, what is to become of them out
 
 	"internal/kube":     3,
 	"internal/control":  3,
@@ -59,6 +60,7 @@ var owners = []struct {
 }{
 	{"github.com/cilium/ebpf", []string{"internal/bpf", "internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"github.com/vishvananda/netlink", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath/netdev"},
+	{"github.com/google/nftables", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli"}, "read internal/state"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
 	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
