@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/strait-net/strait/lab/internal/build"
 	"github.com/strait-net/strait/lab/internal/namespace"
@@ -36,7 +38,10 @@ func suiteCommand(p places, name *string) *cobra.Command {
 			if err := p.buildSuite(cmd.Context(), &c); err != nil {
 				return err
 			}
-			c.Kubectl, c.Kubeconfig = filepath.Join(state.Bin, "kubectl"), supervisor.Kubeconfig(p.state(*name))
+			c.Kubectl, c.Kubeconfig = filepath.Join(state.Bin, "kubectl"), filepath.Join(c.Dir, "kubeconfig")
+			if err := insideConfig(supervisor.Kubeconfig(p.state(*name)), c.Kubeconfig, state.Spec.APIServer()); err != nil {
+				return err
+			}
 			failed := runSuite(state, c)
 			return errors.Join(failed, summarize(c, summary))
 		},
@@ -69,6 +74,18 @@ func (p places) buildSuite(ctx context.Context, c *suite.Config) error {
 	return nil
 }
 
+// insideConfig copies the administrator's kubeconfig, with the API server's address inside the lab.
+func insideConfig(from, to string, server netip.AddrPort) error {
+	config, err := clientcmd.LoadFromFile(from)
+	if err != nil {
+		return err
+	}
+	for _, cluster := range config.Clusters {
+		cluster.Server = "https://" + server.String()
+	}
+	return clientcmd.WriteToFile(*config, to)
+}
+
 // runSuite runs the specs where the nodes' addresses can be reached.
 func runSuite(state wire.State, c suite.Config) error {
 	machine, err := state.Machine(topology.ControlPlane)
@@ -80,6 +97,9 @@ func runSuite(state wire.State, c suite.Config) error {
 		return err
 	}
 	defer net.Close()
+	if err := suite.Prepare(c); err != nil {
+		return err
+	}
 	child := suite.Command(c)
 	child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	if err := net.Do(child.Run); err != nil {

@@ -5,7 +5,9 @@ import (
 	"encoding/xml"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -38,7 +40,16 @@ func Command(c Config) *exec.Cmd {
 	// The lab has no cloud; and its nodes are one machine, slower than a cluster's.
 	args = append(args, c.Tests, "--", "--provider=skeleton", "--kubeconfig="+c.Kubeconfig, "--kubectl-path="+c.Kubectl,
 		"--report-dir="+c.Dir, "--disable-log-dump", "--allowed-not-ready-nodes=0", "--num-nodes=-1")
-	return exec.Command(c.Ginkgo, args...)
+	cmd := exec.Command(c.Ginkgo, args...)
+	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+filepath.Join(c.Dir, registriesFile))
+	return cmd
+}
+
+const registriesFile = "registries.yaml"
+
+// Prepare writes into Config.Dir where the tests are to look for their images: all that nodes have are the lab's own.
+func Prepare(c Config) error {
+	return os.WriteFile(filepath.Join(c.Dir, registriesFile), []byte("promoterE2eRegistry: localhost\ngcRegistry: localhost\n"), 0o644)
 }
 
 // Outcome is what became of a spec.
