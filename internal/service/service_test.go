@@ -14,18 +14,27 @@ import (
 // here is the node of the tests.
 var here = Local{Node: "me", Zone: "a", Algorithm: state.Random, Forwarding: state.SNAT}
 
-// endpoint reads "10.0.0.1 ready", "10.0.0.1 serving terminating", "10.0.0.1" (not ready).
+// endpoint reads "10.0.0.1 ready", "10.0.0.1 serving terminating", "10.0.0.1" (not ready), with @node, +zone and for hints >zone,zone and
+// >>node.
 func endpoint(text string) state.SliceEndpoint {
 	words := strings.Fields(text)
-	e := state.SliceEndpoint{Address: netip.MustParseAddr(words[0])}
+	e := state.SliceEndpoint{Address: netip.MustParseAddr(words[0]), Pod: "default/pod-" + words[0]}
 	for _, w := range words[1:] {
-		switch w {
-		case "ready":
+		switch {
+		case w == "ready":
 			e.Ready, e.Serving = true, true
-		case "serving":
+		case w == "serving":
 			e.Serving = true
-		case "terminating":
+		case w == "terminating":
 			e.Terminating = true
+		case w[0] == '@':
+			e.Node = w[1:]
+		case w[0] == '+':
+			e.Zone = w[1:]
+		case strings.HasPrefix(w, ">>"):
+			e.ForNodes = strings.Split(w[2:], ",")
+		case w[0] == '>':
+			e.ForZones = strings.Split(w[1:], ",")
 		}
 	}
 	return e
@@ -65,20 +74,31 @@ func web(edit ...func(*state.Service)) state.Service {
 
 func dual(s *state.Service) { s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr("fd00:96::10")) }
 
-// dump is one line per frontend: "10.96.0.10:80/TCP -> 10.0.0.1:8080 10.0.0.2:8080(terminating)".
+// dump is one line per frontend: "10.96.0.10:80/TCP -> 10.0.0.1:8080 10.0.0.2:8080*3(terminating) | outside: 10.0.0.1:8080".
 func dump(frontends []state.Frontend) string {
 	var lines []string
 	for _, f := range frontends {
-		line := f.Key() + " ->"
-		for _, b := range f.Backends {
-			line += " " + netip.AddrPortFrom(b.Address, b.Port).String()
-			if b.Terminating {
-				line += "(terminating)"
-			}
+		line := f.Key() + " ->" + list(f.Backends)
+		if f.OuterLocal {
+			line += " | outside:" + list(f.OuterBackends)
 		}
 		lines = append(lines, line)
 	}
 	return strings.Join(lines, "\n")
+}
+
+func list(backends []state.Backend) string {
+	var out string
+	for _, b := range backends {
+		out += " " + netip.AddrPortFrom(b.Address, b.Port).String()
+		if b.Weight != 1 {
+			out += fmt.Sprintf("*%d", b.Weight)
+		}
+		if b.Terminating {
+			out += "(terminating)"
+		}
+	}
+	return out
 }
 
 func TestFrontends(t *testing.T) {
@@ -119,6 +139,8 @@ func TestFrontends(t *testing.T) {
 		{"families do not mix", web(dual), []state.EndpointSlice{
 			slice("http/TCP/8080", "10.0.0.1 ready"), slice("http/TCP/8080", "fd00::1 serving terminating")},
 			"10.96.0.10:80/TCP -> 10.0.0.1:8080\n[fd00:96::10]:80/TCP -> [fd00::1]:8080(terminating)"},
+		{"a terminating pod that is published", web(func(s *state.Service) { s.PublishNotReady = true }),
+			[]state.EndpointSlice{slice("http/TCP/8080", "10.0.0.1 serving terminating")}, "10.96.0.10:80/TCP -> 10.0.0.1:8080"},
 		{"headless", web(func(s *state.Service) { s.Headless, s.ClusterIPs = true, nil }),
 			[]state.EndpointSlice{slice("http/TCP/8080", "10.0.0.1 ready")}, ""},
 		{"headless by label keeps its address", web(func(s *state.Service) { s.Headless = true }), nil, ""},
