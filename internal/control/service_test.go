@@ -2,9 +2,7 @@ package control
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,50 +124,6 @@ func TestOlderServiceHasTheAddress(t *testing.T) {
 	r.step()
 	if got, want := r.dump(), "ClusterIP 10.96.0.1:80/TCP of shop/young -> [10.0.0.9:8080] random snat 0s []"; got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-}
-
-// Taking changes in as they come gives the same rows as computing everything at the end.
-func TestIncrementalEqualsFromScratch(t *testing.T) {
-	for seed := range uint64(500) {
-		r := rand.New(rand.NewPCG(seed, 3))
-		rig := newServiceRig()
-		for range 60 {
-			name := fmt.Sprintf("s%d", r.IntN(6))
-			switch r.IntN(6) {
-			case 0:
-				rig.st.Services.Delete("shop/" + name)
-			case 1, 2:
-				s := svc(name, fmt.Sprintf("10.96.0.%d", r.IntN(4)), int64(r.IntN(3)))
-				if r.IntN(3) == 0 {
-					s.Ports = append(s.Ports, state.ServicePort{Name: "https", Port: 443, Protocol: state.TCP}, s.Ports[0])
-				}
-				if r.IntN(3) == 0 {
-					s.ClusterIPs = append(s.ClusterIPs, netip.MustParseAddr(fmt.Sprintf("10.96.0.%d", r.IntN(4))))
-				}
-				s.Headless = r.IntN(8) == 0
-				rig.st.Services.Insert(s)
-			case 3:
-				rig.st.EndpointSlices.Delete(fmt.Sprintf("shop/x%d", r.IntN(8)))
-			default:
-				var list []string
-				for range r.IntN(3) {
-					list = append(list, fmt.Sprintf("10.0.0.%d", r.IntN(5)))
-				}
-				rig.st.EndpointSlices.Insert(endpoints(name, fmt.Sprintf("x%d", r.IntN(8)), list...))
-			}
-			if r.IntN(3) == 0 {
-				rig.step()
-			}
-		}
-		rig.step()
-		scratch := newServiceRig()
-		scratch.st.Services.Insert(slices.Collect(rig.st.Services.Snapshot().All())...)
-		scratch.st.EndpointSlices.Insert(slices.Collect(rig.st.EndpointSlices.Snapshot().All())...)
-		scratch.step()
-		if got, want := rig.dump(), scratch.dump(); got != want {
-			t.Fatalf("seed %d: incremental\n%s\nfrom scratch\n%s", seed, got, want)
-		}
 	}
 }
 
