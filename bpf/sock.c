@@ -3,60 +3,35 @@
  *
  * IPv4 and IPv6 hooks differ only in how they read and write the address. An IPv6 socket with a v4-mapped address comes by the
  * connect6 hook, but its unconnected sends come by sendmsg4: the key form is the same for both, so replies are found either way.
+ *
+ * A step gives 1 with the address replaced, 0 if there is nothing to do, or a negative errno for the caller.
  */
+#include "lib/sock.h"
 
-#define SOCK_ALLOW 1
-#define SOCK_REFUSE 0
-#define SOCK_STREAM_TYPE 1 /* SOCK_STREAM */
-#define SOCK_DGRAM_TYPE 2
-#define SOCK_ECONNREFUSED 111
-
-static __always_inline void sock_read4(const struct bpf_sock_addr *ctx, struct sockaddr_key *k)
+/* The socket is no service's client any more. */
+static __always_inline void sock_forget(struct bpf_sock *sk)
 {
-	addr_from4(&k->addr, ctx->user_ip4);
-	k->port = ctx->user_port;
-	k->proto = ctx->protocol;
-	k->pad = 0;
+	struct sk_use *use = bpf_sk_storage_get(&strait_sk_use, sk, 0, 0);
+
+	if (use)
+		load_leave(use);
+	bpf_sk_storage_delete(&strait_sk, sk);
 }
 
-static __always_inline void sock_read6(const struct bpf_sock_addr *ctx, struct sockaddr_key *k)
+/* The socket is connected to the chosen backend, and no longer to the one before. */
+static __always_inline void sock_count(struct bpf_sock *sk, const struct lb_choice *choice)
 {
-	k->addr.w[0] = ctx->user_ip6[0];
-	k->addr.w[1] = ctx->user_ip6[1];
-	k->addr.w[2] = ctx->user_ip6[2];
-	k->addr.w[3] = ctx->user_ip6[3];
-	k->port = ctx->user_port;
-	k->proto = ctx->protocol;
-	k->pad = 0;
+	struct sk_use *use;
+
+	if (sock_is_kernels(sk))
+		return;
+	use = bpf_sk_storage_get(&strait_sk_use, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!use)
+		return;
+	load_leave(use);
+	load_enter(use, choice->backend, choice->generation);
 }
 
-static __always_inline void sock_write4(struct bpf_sock_addr *ctx, const struct sockaddr_key *k)
-{
-	ctx->user_ip4 = k->addr.w[3];
-	ctx->user_port = k->port;
-}
-
-static __always_inline void sock_write6(struct bpf_sock_addr *ctx, const struct sockaddr_key *k)
-{
-	ctx->user_ip6[0] = k->addr.w[0];
-	ctx->user_ip6[1] = k->addr.w[1];
-	ctx->user_ip6[2] = k->addr.w[2];
-	ctx->user_ip6[3] = k->addr.w[3];
-	ctx->user_port = k->port;
-}
-
-static __always_inline bool sock_same(const struct sockaddr_key *a, const struct sockaddr_key *b)
-{
-	return addr_equal(&a->addr, &b->addr) && a->port == b->port && a->proto == b->proto;
-}
-
-static __always_inline int sock_refuse(void)
-{
-	bpf_set_retval(-SOCK_ECONNREFUSED);
-	return SOCK_REFUSE;
-}
-
-/* connect: 1 with at replaced, 0 nothing to do, -1 refused. The socket remembers what it asked for, or forgets it. */
 static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_key *at)
 {
 	struct sk_peer *peer, names = { .service = *at };
@@ -64,37 +39,86 @@ static __noinline int sock_connect(struct bpf_sock_addr *ctx, struct sockaddr_ke
 	struct lb_choice choice;
 	struct service *svc = NULL;
 
-	if (at->proto == IPPROTO_TCP || at->proto == IPPROTO_UDP)
-		svc = lb_find(at, false);
 	if (!ctx->sk)
 		return 0;
+	if (cfg_services == SERVICE_MODE_ON && (at->proto == IPPROTO_TCP || at->proto == IPPROTO_UDP))
+		svc = sock_service(ctx, at);
 	if (!svc) {
-		bpf_sk_storage_delete(&strait_sk, ctx->sk);
+		sock_forget(ctx->sk);
 		return 0;
 	}
+	sock_client(ctx, svc, &at->addr, &client.addr);
+	if (!lb_admits(svc, &client.addr))
+		return -SOCK_EPERM;
 	if (!lb_select(svc, at, &client, &choice))
-		return -1;
+		return -SOCK_ECONNREFUSED;
 	names.backend = choice.to;
 	peer = bpf_sk_storage_get(&strait_sk, ctx->sk, &names, BPF_SK_STORAGE_GET_F_CREATE);
 	if (peer)
 		*peer = names;
+	sock_count(ctx->sk, &choice);
 	*at = names.backend;
 	return 1;
 }
 
-/* sendmsg of an unconnected socket: one socket stays with one backend as long as the service's backends stay. */
+/* The backend that the socket's datagrams went to before, as long as the service has it. */
+static __always_inline int sock_stays(struct sk_use *use, const struct service *svc, struct lb_choice *choice)
+{
+	__u32 slot = use->sent_slot;
+
+	if (use->sent_set != svc->set || !use->sent_backend)
+		return 0;
+	if (!lb_take(use->sent_backend, choice) || choice->generation != use->sent_generation)
+		return 0;
+	if (!lb_has(svc->set, svc->count, use->sent_backend, &slot))
+		return 0;
+	if (use->sent_slot != slot)
+		use->sent_slot = slot;
+	return 1;
+}
+
+/* A socket that is draining goes on as before or not at all; affinity is the client's, and counts more than the socket's. */
+static __always_inline int sock_choose(struct sk_use *use, struct service *svc, const struct sockaddr_key *at,
+				       const struct lb_client *client, struct lb_choice *choice)
+{
+	bool drain = cfg_services == SERVICE_MODE_DRAIN;
+
+	choice->to.proto = at->proto;
+	if ((drain || addr_is_zero(&client->addr) || !(svc->flags & SERVICE_AFFINITY)) && use && sock_stays(use, svc, choice))
+		return 1;
+	if (drain)
+		return 0;
+	if (!lb_select(svc, at, client, choice))
+		return -SOCK_ECONNREFUSED;
+	if (use) {
+		use->sent_set = svc->set;
+		use->sent_backend = choice->backend;
+		use->sent_generation = choice->generation;
+	}
+	return 1;
+}
+
 static __noinline int sock_sendmsg(struct bpf_sock_addr *ctx, struct sockaddr_key *at)
 {
 	struct dgram_key key = { .cookie = bpf_get_socket_cookie(ctx) };
 	struct lb_client client = { .hash = (key.cookie * 0x9e3779b97f4a7c15ULL) >> 32 };
 	struct lb_choice choice;
 	struct sockaddr_key *known;
-	struct service *svc = lb_find(at, false);
+	struct service *svc = NULL;
+	struct sk_use *use;
+	int rc;
 
+	if (cfg_services != SERVICE_MODE_OFF && ctx->sk)
+		svc = sock_service(ctx, at);
 	if (!svc)
 		return 0;
-	if (!lb_select(svc, at, &client, &choice))
-		return -1;
+	sock_client(ctx, svc, &at->addr, &client.addr);
+	if (!lb_admits(svc, &client.addr))
+		return -SOCK_EPERM;
+	use = bpf_sk_storage_get(&strait_sk_use, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	rc = sock_choose(use, svc, at, &client, &choice);
+	if (rc <= 0)
+		return rc;
 	key.backend = choice.to;
 	known = bpf_map_lookup_elem(&strait_dgram, &key);
 	if (!known || !sock_same(known, at))
@@ -125,6 +149,22 @@ static __noinline int sock_reverse(struct bpf_sock_addr *ctx, struct sockaddr_ke
 	return 1;
 }
 
+/* A socket that sat on a node port in the node's own namespace would hide the service from the node. A port that the kernel is to
+ * choose (0) is not looked at: net.ipv4.ip_local_reserved_ports keeps it from choosing one of these.
+ */
+static __noinline int sock_bind(struct bpf_sock_addr *ctx)
+{
+	__u16 port = bpf_ntohs(ctx->user_port);
+
+	if (cfg_services == SERVICE_MODE_OFF || !cfg_node_port_min || port < cfg_node_port_min || port > cfg_node_port_max)
+		return 0;
+	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
+		return 0;
+	if (cfg_guard_mark && ctx->sk && ctx->sk->mark == cfg_guard_mark)
+		return 0;
+	return bpf_get_netns_cookie(ctx) == cfg_netns_cookie ? -SOCK_EADDRINUSE : 0;
+}
+
 #define SOCK_FORWARD(name, section, family, step) \
 	SEC(section) \
 	int name(struct bpf_sock_addr *ctx) \
@@ -134,8 +174,10 @@ static __noinline int sock_reverse(struct bpf_sock_addr *ctx, struct sockaddr_ke
 \
 		sock_read##family(ctx, &at); \
 		rc = step(ctx, &at); \
-		if (rc < 0) \
-			return sock_refuse(); \
+		if (rc < 0) { \
+			bpf_set_retval(rc); \
+			return SOCK_REFUSE; \
+		} \
 		if (rc > 0) \
 			sock_write##family(ctx, &at); \
 		return SOCK_ALLOW; \
@@ -153,6 +195,18 @@ static __noinline int sock_reverse(struct bpf_sock_addr *ctx, struct sockaddr_ke
 		return SOCK_ALLOW; \
 	}
 
+#define SOCK_BIND(name, section) \
+	SEC(section) \
+	int name(struct bpf_sock_addr *ctx) \
+	{ \
+		int rc = sock_bind(ctx); \
+\
+		if (!rc) \
+			return SOCK_ALLOW; \
+		bpf_set_retval(rc); \
+		return SOCK_REFUSE; \
+	}
+
 SOCK_FORWARD(strait_connect4, "cgroup/connect4", 4, sock_connect)
 SOCK_FORWARD(strait_connect6, "cgroup/connect6", 6, sock_connect)
 SOCK_FORWARD(strait_sendmsg4, "cgroup/sendmsg4", 4, sock_sendmsg)
@@ -161,23 +215,16 @@ SOCK_REVERSE(strait_recvmsg4, "cgroup/recvmsg4", 4)
 SOCK_REVERSE(strait_recvmsg6, "cgroup/recvmsg6", 6)
 SOCK_REVERSE(strait_peer4, "cgroup/getpeername4", 4)
 SOCK_REVERSE(strait_peer6, "cgroup/getpeername6", 6)
+SOCK_BIND(strait_bind4, "cgroup/bind4")
+SOCK_BIND(strait_bind6, "cgroup/bind6")
 
-/* A port of the node port range is nobody's in the node's own network namespace: a socket there would hide the service. */
-SEC("cgroup/post_bind4")
-int strait_bind4(struct bpf_sock *ctx)
-{
-	return SOCK_ALLOW;
-}
-
-SEC("cgroup/post_bind6")
-int strait_bind6(struct bpf_sock *ctx)
-{
-	return SOCK_ALLOW;
-}
-
-/* A socket ends: its connection is no load of the backend any more. */
+/* The last descriptor of a socket was closed: its connection is no load any more. */
 SEC("cgroup/sock_release")
 int strait_release(struct bpf_sock *ctx)
 {
+	struct sk_use *use = bpf_sk_storage_get(&strait_sk_use, ctx, 0, 0);
+
+	if (use)
+		load_leave(use);
 	return SOCK_ALLOW;
 }

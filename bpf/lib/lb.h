@@ -1,22 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Services: from a frontend to one of its backends. */
+/* Services: from a frontend to one of its backends. Sockets and packets ask here, so that they get the same answers. */
 #pragma once
-
-#define LB_TRIES 4 /* a slot may be empty for a moment while a backend leaves; the neighbour is as good */
-
-/* Who asks for a backend, and how the choice can be told from that of others. */
-struct lb_client {
-	struct addr addr; /* zero: not known */
-	__u32 hash;	  /* of the connection; the same on every node for the same packet */
-	bool outer;	  /* from outside the cluster */
-};
-
-/* The backend that was chosen. */
-struct lb_choice {
-	struct sockaddr_key to;
-	__u32 backend;
-	__u32 generation;
-};
+#include "load.h"
+#include "lb_pick.h"
+#include "affinity.h"
 
 /* 0.0.0.0 or ::, the address of rows that answer on many. */
 static __always_inline bool lb_is_any(const struct addr *a)
@@ -54,32 +41,81 @@ static __always_inline struct service *lb_find(const struct sockaddr_key *front,
 	return svc ? svc : lb_wildcard(front, here);
 }
 
-/* Chooses a backend for a new connection. 1: chosen, 0: the service has none for this client. */
-static __always_inline int lb_select(struct service *svc, const struct sockaddr_key *front, const struct lb_client *client,
-				     struct lb_choice *choice)
+/* Whether the service's source ranges let the client in. A client that nobody knows is in no range. */
+static __always_inline bool lb_admits(const struct service *svc, const struct addr *client)
 {
+	struct source_key key = { .prefix_len = 160, .service = svc->id };
+
+	if (!(svc->flags & SERVICE_SOURCES))
+		return true;
+	key.addr = *client;
+	return bpf_map_lookup_elem(&strait_source, &key) != NULL;
+}
+
+/* By an address alone: the same for all its connections. */
+static __always_inline __u32 lb_hash(const struct addr *a)
+{
+	__u64 h = ((__u64)a->w[0] << 32 | a->w[1]) * 0x9e3779b97f4a7c15ULL;
+
+	h ^= (__u64)a->w[2] << 32 | a->w[3];
+	h = (h ^ h >> 32) * 0xd6e8feb86659fd93ULL;
+	h = (h ^ h >> 32) * 0xd6e8feb86659fd93ULL;
+	return h >> 32;
+}
+
+/* By the service's algorithm. What finds nothing where it looks first, takes a slot by chance. */
+static __noinline int lb_pick(struct service *svc, const struct addr *front, const struct lb_client *client, struct lb_choice *choice)
+{
+	__u32 set = client->outer ? svc->outer_set : svc->set;
 	__u32 count = client->outer ? svc->outer_count : svc->count;
-	struct slot_key key = { .set = client->outer ? svc->outer_set : svc->set };
+	__u32 at = client->hash;
 
 	if (!count)
 		return 0;
-	for (int i = 0; i < LB_TRIES; i++) {
-		struct backend *b = NULL;
-		struct slot *slot;
-
-		key.slot = (client->hash + i) % count;
-		slot = bpf_map_lookup_elem(&strait_slot, &key);
-		if (slot)
-			b = bpf_map_lookup_elem(&strait_backend, &slot->backend);
-		if (!b || b->proto != front->proto)
-			continue;
-		choice->to.addr = b->addr;
-		choice->to.port = b->port;
-		choice->to.proto = front->proto;
-		choice->to.pad = 0;
-		choice->backend = slot->backend;
-		choice->generation = b->generation;
-		return 1;
+	switch (svc->algorithm) {
+	case ALGORITHM_MAGLEV:
+		if (lb_pick_maglev(set, at, choice))
+			return 1;
+		break;
+	case ALGORITHM_RR:
+		at = __sync_fetch_and_add(&svc->turn, 1);
+		break;
+	case ALGORITHM_DH:
+		at = lb_hash(front);
+		break;
+	case ALGORITHM_SH:
+		if (!addr_is_zero(&client->addr))
+			at = lb_hash(&client->addr);
+		break;
+	case ALGORITHM_LC:
+	case ALGORITHM_SED:
+	case ALGORITHM_NQ:
+		if (lb_pick_least(set, count, svc->algorithm, choice))
+			return 1;
+		break;
+	case ALGORITHM_P2C:
+		if (lb_pick_p2c(set, count, choice))
+			return 1;
+		break;
+	case ALGORITHM_RANDOM:
+		break;
 	}
-	return 0;
+	return lb_pick_slot(set, count, at, choice);
+}
+
+/* Chooses a backend for a new connection. 1: chosen, 0: the service has none for this client. */
+static __noinline int lb_select(struct service *svc, const struct sockaddr_key *front, const struct lb_client *client,
+				struct lb_choice *choice)
+{
+	struct affinity_key key = { .client = client->addr, .set = client->outer ? svc->outer_set : svc->set };
+	bool stays = svc->flags & SERVICE_AFFINITY && !addr_is_zero(&client->addr);
+
+	choice->to.proto = front->proto;
+	if (stays && affinity_recall(&key, svc->affinity, choice))
+		return 1;
+	if (!lb_pick(svc, &front->addr, client, choice))
+		return 0;
+	if (stays)
+		affinity_settle(&key, svc->affinity, choice);
+	return 1;
 }

@@ -46,5 +46,6 @@ struct {
 } strait_maglev SEC(".maps");
 
 STRAIT_MAP(strait_sk, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_peer, 0, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_sk_use, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_use, 0, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_dgram, BPF_MAP_TYPE_LRU_HASH, struct dgram_key, struct sockaddr_key, 65536, 0);
 STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, enum reason, struct counter, REASON_MAX, 0);

@@ -244,6 +244,16 @@ struct sk_peer {
 	struct sockaddr_key backend;
 };
 
+/* strait_sk_use: socket -> the backends it uses. Not part of strait_sk, whose rows nobody could carry over into a larger one. */
+struct sk_use {
+	__u32 backend; /* counted in its load as connected; 0: none */
+	__u32 generation;
+	__u32 sent_backend; /* where unconnected UDP goes as long as sent_set has it; 0: nothing was sent */
+	__u32 sent_generation;
+	__u32 sent_set;
+	__u32 sent_slot; /* where sent_backend was last seen */
+};
+
 /* strait_dgram: (socket, backend) -> service, for unconnected UDP. */
 struct dgram_key {
 	__u64 cookie;

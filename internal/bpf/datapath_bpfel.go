@@ -311,6 +311,16 @@ type DatapathSkPeer struct {
 	Backend DatapathSockaddrKey
 }
 
+type DatapathSkUse struct {
+	_              structs.HostLayout
+	Backend        uint32
+	Generation     uint32
+	SentBackend    uint32
+	SentGeneration uint32
+	SentSet        uint32
+	SentSlot       uint32
+}
+
 type DatapathSlot struct {
 	_       structs.HostLayout
 	Backend uint32
@@ -358,6 +368,7 @@ const (
 	DatapathMapStraitNetns     = "strait_netns"
 	DatapathMapStraitService   = "strait_service"
 	DatapathMapStraitSk        = "strait_sk"
+	DatapathMapStraitSkUse     = "strait_sk_use"
 	DatapathMapStraitSlot      = "strait_slot"
 	DatapathMapStraitSource    = "strait_source"
 	DatapathProgStraitBind4    = "strait_bind4"
@@ -472,6 +483,7 @@ type DatapathMapSpecs struct {
 	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
+	StraitSkUse    *ebpf.MapSpec `ebpf:"strait_sk_use"`
 	StraitSlot     *ebpf.MapSpec `ebpf:"strait_slot"`
 	StraitSource   *ebpf.MapSpec `ebpf:"strait_source"`
 }
@@ -530,6 +542,7 @@ type DatapathMaps struct {
 	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
+	StraitSkUse    *ebpf.Map `ebpf:"strait_sk_use"`
 	StraitSlot     *ebpf.Map `ebpf:"strait_slot"`
 	StraitSource   *ebpf.Map `ebpf:"strait_source"`
 }
@@ -552,6 +565,7 @@ func (m *DatapathMaps) Close() error {
 		m.StraitNetns,
 		m.StraitService,
 		m.StraitSk,
+		m.StraitSkUse,
 		m.StraitSlot,
 		m.StraitSource,
 	)

@@ -61,6 +61,14 @@ func kernelSeries(t *testing.T) string {
 func verified(t *testing.T, spec *ebpf.CollectionSpec, name string) uint32 {
 	t.Helper()
 	one := spec.Copy()
+	for name, value := range map[string]any{ // else the verifier would leave out what they switch
+		DatapathVarCfgServices: ServicesOn, DatapathVarCfgMaglevSize: uint32(16381),
+		DatapathVarCfgNodePortMin: uint16(30000), DatapathVarCfgNodePortMax: uint16(32767), DatapathVarCfgGuardMark: uint32(1),
+	} {
+		if err := one.Variables[name].Set(value); err != nil {
+			t.Fatal(err)
+		}
+	}
 	maps.DeleteFunc(one.Programs, func(n string, _ *ebpf.ProgramSpec) bool { return n != name })
 	coll, err := ebpf.NewCollection(one)
 	if err != nil {

@@ -2,157 +2,15 @@ package bpf
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// balancer is the socket programs attached to the test's own cgroup, and services behind loopback backends that say their name.
-type balancer struct {
-	t    testing.TB
-	objs DatapathObjects
-	next uint32 // id of the next backend
-}
-
-func newBalancer(t testing.TB) *balancer {
-	t.Helper()
-	needRoot(t)
-	group := os.Getenv(cgroupEnv)
-	if group == "" {
-		t.Skip("socket programs need a cgroup v2 tree, none is mounted")
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetUp(lo)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := &balancer{t: t}
-	if err := privateSpec(t).LoadAndAssign(&b.objs, nil); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { b.objs.Close() })
-	for at, prog := range map[ebpf.AttachType]*ebpf.Program{
-		ebpf.AttachCGroupInet4Connect: b.objs.StraitConnect4, ebpf.AttachCGroupInet6Connect: b.objs.StraitConnect6,
-		ebpf.AttachCGroupUDP4Sendmsg: b.objs.StraitSendmsg4, ebpf.AttachCGroupUDP6Sendmsg: b.objs.StraitSendmsg6,
-		ebpf.AttachCGroupUDP4Recvmsg: b.objs.StraitRecvmsg4, ebpf.AttachCGroupUDP6Recvmsg: b.objs.StraitRecvmsg6,
-		ebpf.AttachCgroupInet4GetPeername: b.objs.StraitPeer4, ebpf.AttachCgroupInet6GetPeername: b.objs.StraitPeer6,
-	} {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: group, Attach: at, Program: prog})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { l.Close() })
-	}
-	return b
-}
-
-// backend starts a server that answers each connection or datagram with its own address.
-func (b *balancer) backend(network, host string) netip.AddrPort {
-	b.t.Helper()
-	if network == "tcp" {
-		lc := net.ListenConfig{}
-		lc.SetMultipathTCP(false)
-		l, err := lc.Listen(b.t.Context(), network, net.JoinHostPort(host, "0"))
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		b.t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				fmt.Fprint(c, c.LocalAddr())
-				c.Close()
-			}
-		}()
-		return netip.MustParseAddrPort(l.Addr().String())
-	}
-	p, err := net.ListenPacket(network, net.JoinHostPort(host, "0"))
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	b.t.Cleanup(func() { p.Close() })
-	go func() {
-		buf := make([]byte, 100)
-		for {
-			_, from, err := p.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = p.WriteTo([]byte(p.LocalAddr().String()), from)
-		}
-	}()
-	return netip.MustParseAddrPort(p.LocalAddr().String())
-}
-
-// service writes what the reconciler would: slots and backends, then the frontend.
-func (b *balancer) service(id uint32, front netip.AddrPort, proto uint8, backends ...netip.AddrPort) {
-	b.t.Helper()
-	for i, at := range backends {
-		b.next++
-		b.check(b.objs.StraitBackend.Put(b.next, Backend{Addr: AddrFrom(at.Addr()), Port: NetPort(at.Port()), Proto: proto}))
-		b.check(b.objs.StraitSlot.Put(SlotKey{Set: id, Slot: uint32(i)}, Slot{Backend: b.next}))
-	}
-	b.check(b.objs.StraitService.Put(SockaddrKeyFrom(front, proto), Service{Id: id, Set: id, OuterSet: id, Count: uint32(len(backends)), OuterCount: uint32(len(backends)), Flags: ServiceClusterIP}))
-}
-
-func (b *balancer) check(err error) {
-	b.t.Helper()
-	if err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-// sockaddr gives an address for a socket of the kind; an IPv4 address for an IPv6 socket is mapped.
-func sockaddr(domain int, at netip.AddrPort) unix.Sockaddr {
-	if domain == unix.AF_INET {
-		return &unix.SockaddrInet4{Port: int(at.Port()), Addr: at.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(at.Port()), Addr: at.Addr().As16()}
-}
-
-func addrPort(t testing.TB, sa unix.Sockaddr) netip.AddrPort {
-	t.Helper()
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
-	}
-	t.Fatalf("address %#v", sa)
-	return netip.AddrPort{}
-}
-
-func socket(t testing.TB, domain, kind, proto int) int {
-	t.Helper()
-	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, proto)
-	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOPROTOOPT) {
-		t.Skipf("no sockets of protocol %d here", proto)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	timeout := unix.NsecToTimeval(int64(5 * time.Second))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		t.Fatal(err)
-	}
-	return fd
-}
 
 // kinds of clients: IPv4, IPv6, and an IPv6 socket that speaks IPv4.
 type client struct {

@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services: which backend of a set a new connection gets. One function per way of choosing; each fills the choice and gives 1, or
+ * gives 0 if it found none. All are told in docs/load-balancing.md.
+ */
+#pragma once
+
+#define LB_TRIES 4	/* a slot may be empty for a moment while a backend leaves; the neighbour is as good */
+#define LB_COMPARE 1024 /* slots that are looked at for the least loaded backend; of a larger set, a random part */
+
+/* Who asks for a backend, and how the choice can be told from that of others. */
+struct lb_client {
+	struct addr addr; /* zero: not known */
+	__u32 hash;	  /* of the connection; the same on every node for the same packet */
+	bool outer;	  /* from outside the cluster */
+};
+
+/* The backend that was chosen. */
+struct lb_choice {
+	struct sockaddr_key to;
+	__u32 backend;
+	__u32 generation;
+};
+
+/* Takes the backend if it is there for new connections. to.proto is set already. */
+static __always_inline int lb_take(__u32 backend, struct lb_choice *c)
+{
+	struct backend *b = bpf_map_lookup_elem(&strait_backend, &backend);
+
+	if (!b || b->proto != c->to.proto || b->flags & BACKEND_LEAVING)
+		return 0;
+	c->to.addr = b->addr;
+	c->to.port = b->port;
+	c->to.pad = 0;
+	c->backend = backend;
+	c->generation = b->generation;
+	return 1;
+}
+
+/* The backend of slot at % count, or of one of the next. */
+static __noinline int lb_pick_slot(__u32 set, __u32 count, __u32 at, struct lb_choice *c)
+{
+	struct slot_key key = { .set = set };
+
+	for (int i = 0; i < LB_TRIES; i++) {
+		struct slot *slot;
+
+		key.slot = (at + i) % count;
+		slot = bpf_map_lookup_elem(&strait_slot, &key);
+		if (slot && lb_take(slot->backend, c))
+			return 1;
+	}
+	return 0;
+}
+
+/* The set's table was made so that few connections move when a backend comes or goes, and that every node has the same. */
+static __noinline int lb_pick_maglev(__u32 set, __u32 hash, struct lb_choice *c)
+{
+	void *table = bpf_map_lookup_elem(&strait_maglev, &set);
+	__u32 *backend;
+
+	if (!table || !cfg_maglev_size)
+		return 0;
+	hash %= cfg_maglev_size;
+	backend = bpf_map_lookup_elem(table, &hash);
+	return backend && lb_take(*backend, c);
+}
+
+/* A search for the least loaded backend. load / weight is compared by cross-multiplication: both are 32 bits. */
+struct lb_least {
+	__u32 set;
+	__u32 count;
+	__u32 start; /* a random slot: backends that are equal get their share by chance */
+	enum algorithm algorithm;
+	__u64 load; /* of the best so far */
+	__u32 weight;
+	__u32 found;
+	struct lb_choice *choice;
+};
+
+static long lb_least_step(__u32 i, struct lb_least *l)
+{
+	struct slot_key key = { .set = l->set, .slot = (l->start + i) % l->count };
+	struct slot *slot = bpf_map_lookup_elem(&strait_slot, &key);
+	__u64 load;
+	__u32 weight;
+	bool idle;
+
+	if (!slot)
+		return 0;
+	weight = slot->weight ? slot->weight : 1;
+	load = load_of(slot->backend);
+	idle = l->algorithm == ALGORITHM_NQ && !load;
+	if (l->algorithm != ALGORITHM_LC)
+		load++; /* with the connection that is to be placed */
+	if (!idle && l->found && load * l->weight >= l->load * weight)
+		return 0;
+	if (!lb_take(slot->backend, l->choice))
+		return 0;
+	l->found = 1;
+	l->load = load;
+	l->weight = weight;
+	return idle;
+}
+
+static __noinline int lb_pick_least(__u32 set, __u32 count, enum algorithm algorithm, struct lb_choice *c)
+{
+	struct lb_least l = {
+		.set = set,
+		.count = count,
+		.start = bpf_get_prandom_u32() % count,
+		.algorithm = algorithm,
+		.choice = c,
+	};
+
+	bpf_loop(count < LB_COMPARE ? count : LB_COMPARE, lb_least_step, &l, 0);
+	return l.found;
+}
+
+/* Two different slots by chance, and of these the one with the shorter expected delay. */
+static __noinline int lb_pick_p2c(__u32 set, __u32 count, struct lb_choice *c)
+{
+	struct slot_key key = { .set = set, .slot = bpf_get_prandom_u32() % count };
+	struct slot *a, *b = NULL;
+	__u64 load_a, load_b;
+
+	a = bpf_map_lookup_elem(&strait_slot, &key);
+	if (count > 1) {
+		key.slot = (key.slot + 1 + bpf_get_prandom_u32() % (count - 1)) % count;
+		b = bpf_map_lookup_elem(&strait_slot, &key);
+	}
+	if (!a || !b)
+		return a ? lb_take(a->backend, c) : b ? lb_take(b->backend, c) : 0;
+	load_a = (load_of(a->backend) + 1) * (b->weight ? b->weight : 1);
+	load_b = (load_of(b->backend) + 1) * (a->weight ? a->weight : 1);
+	if (load_b < load_a) {
+		struct slot *less = b;
+
+		b = a;
+		a = less;
+	}
+	return lb_take(a->backend, c) || lb_take(b->backend, c);
+}
+
+/* A search for a backend in a set. */
+struct lb_member {
+	__u32 set;
+	__u32 backend;
+	__u32 slot;
+	__u32 found;
+};
+
+static long lb_member_step(__u32 i, struct lb_member *m)
+{
+	struct slot_key key = { .set = m->set, .slot = i };
+	struct slot *slot = bpf_map_lookup_elem(&strait_slot, &key);
+
+	if (!slot || slot->backend != m->backend)
+		return 0;
+	m->slot = i;
+	m->found = 1;
+	return 1;
+}
+
+/* Whether a set has a backend; hint is a slot where it may be, and is set right. */
+static __noinline int lb_has(__u32 set, __u32 count, __u32 backend, __u32 *hint)
+{
+	struct lb_member m = { .set = set, .backend = backend };
+	struct slot_key key = { .set = set, .slot = *hint };
+	struct slot *slot;
+
+	if (key.slot < count) {
+		slot = bpf_map_lookup_elem(&strait_slot, &key);
+		if (slot && slot->backend == backend)
+			return 1;
+	}
+	bpf_loop(count < LB_COMPARE ? count : LB_COMPARE, lb_member_step, &m, 0);
+	*hint = m.slot;
+	return m.found;
+}

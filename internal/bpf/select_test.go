@@ -1,0 +1,51 @@
+package bpf
+
+import (
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+)
+
+//go:generate go tool bpf2go -go-package bpf -cc clang-19 -target bpfel -output-suffix _test -type ask -cflags "-O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-unused-function -I../../bpf/include -I../../bpf" Select testdata/select.c
+
+// asker asks the datapath for backends, without sockets or packets.
+type asker struct {
+	*balancer
+	prog *ebpf.Program
+}
+
+func (b *balancer) asker(constants ...constant) asker {
+	b.t.Helper()
+	spec, err := LoadSelect()
+	b.check(err)
+	for _, c := range constants {
+		b.check(spec.Variables[c.name].Set(c.value))
+	}
+	var objs SelectPrograms
+	b.check(spec.LoadAndAssign(&objs, &ebpf.CollectionOptions{MapReplacements: b.maps()}))
+	b.t.Cleanup(func() { objs.Close() })
+	return asker{b, objs.StraitAsk}
+}
+
+// client is who asks.
+type asking struct {
+	addr  netip.Addr
+	hash  uint32
+	outer bool
+}
+
+// ask gives the id of the backend that a client is sent to, 0 if there is none.
+func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
+	a.t.Helper()
+	in := SelectAsk{Hash: c.hash}
+	key := SockaddrKeyFrom(front, proto)
+	in.Front.Addr.W, in.Front.Port, in.Front.Proto = key.Addr.W, key.Port, key.Proto
+	in.Client.W = AddrFrom(c.addr).W
+	if c.outer {
+		in.Outer = 1
+	}
+	var out SelectAsk
+	_, err := a.prog.Run(&ebpf.RunOptions{Context: in, ContextOut: &out})
+	a.check(err)
+	return out.Backend
+}
