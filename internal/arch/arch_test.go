@@ -35,13 +35,14 @@ var ranks = map[string]int{
 	"internal/localapi": 2, // types of the agent's API
 	"internal/takeover": 2, // pure: connections of the kernel in, what is to become of them out
 
-	"internal/kube":     3,
-	"internal/control":  3,
-	"internal/datapath": 3,
-	"internal/cni":      3,
-	"internal/metric":   3,
-	"internal/status":   3, // rows of the local API, and what is wrong
-	"internal/probe":    3, // asks the agents of other nodes
+	"internal/kube":         3,
+	"internal/control":      3,
+	"internal/datapath":     3,
+	"internal/cni":          3,
+	"internal/metric":       3,
+	"internal/status":       3, // rows of the local API, and what is wrong
+	"internal/servicerules": 3, // pure: rows of the local API as kube-proxy would have written them
+	"internal/probe":        3, // asks the agents of other nodes
 
 	"internal/endpoint": 4,
 

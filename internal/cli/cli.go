@@ -103,6 +103,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
   strait status --node n2 --verbose  everything one node knows
   strait get endpoints               the pods of this node, or of all nodes
   strait service list -o json        services as the kernel balances them
+  strait service show shop/web       one service: who is behind it, who is not and why
   strait bpf dump strait_ipcache     one map of the kernel`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -115,7 +116,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
 	f.StringVar(&a.node, "node", "", "ask only the agent of this node")
 	f.StringVar(&a.kubeconfig, "kubeconfig", "", "ask the agents of the cluster of this file (default $KUBECONFIG, ~/.kube/config, in-cluster)")
 	f.StringVar(&a.context, "context", "", "context of the kubeconfig")
-	f.StringVar(&a.namespace, "namespace", "kube-system", "namespace of the strait-agent pods")
+	f.StringVar(&a.namespace, "agent-namespace", "kube-system", "namespace of the strait-agent pods")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "longest wait for one node")
 	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.bpfCmd(), a.ipamCmd(), a.versionCmd(), completionCmd())
 	root.AddCommand(a.nodeCmds()...)

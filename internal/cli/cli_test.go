@@ -94,7 +94,7 @@ func runSection(t *testing.T, name string, words map[string]string) string {
 
 func TestJSONAndYAMLSayTheSame(t *testing.T) {
 	socket := agent(t, nodeOf(1, true))
-	for _, args := range [][]string{{"status"}, {"get", "nodes"}, {"service", "list"}, {"bpf", "list"}, {"bpf", "dump", "strait_ipcache"}, {"ipam", "check"}, {"version"}} {
+	for _, args := range [][]string{{"status"}, {"get", "nodes"}, {"service", "list"}, {"service", "show", "shop"}, {"service", "rules"}, {"bpf", "list"}, {"bpf", "dump", "strait_ipcache"}, {"ipam", "check"}, {"version"}} {
 		asJSON, _, _ := terminal{color: true, width: 80}.run(append(args, "--socket", socket, "-o", "json")...)
 		asYAML, _, _ := terminal{color: true, width: 80}.run(append(args, "--socket", socket, "-o", "yaml")...)
 		var x, y any
@@ -162,6 +162,9 @@ func TestCompletion(t *testing.T) {
 		{"status --kubeconfig " + config + " --node ", "n1 n2 n3"},
 		{"status --socket /nowhere --node ", ""},
 		{"status -o ", "table wide json yaml"},
+		{"service show --socket " + socket + " default/", "default/cache default/db default/empty default/exporter-1 default/kubernetes default/shop default/web kube-system/kube-dns"},
+		{"service list --type ", "ClusterIP NodePort LoadBalancer ExternalIP HostPort ExternalName Headless"},
+		{"service rules --as ", "iptables ipvs"},
 		{"completion ", "bash zsh fish powershell"},
 		{"get nod", "nodes"},
 	} {

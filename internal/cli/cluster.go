@@ -121,7 +121,7 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 		}
 	}
 	if len(pods.Items) == 0 {
-		return nil, fmt.Errorf("no strait-agent pods in namespace %s at %s: is Strait installed there? See --namespace", c.namespace, c.config.Host)
+		return nil, fmt.Errorf("no strait-agent pods in namespace %s at %s: is Strait installed there? See --agent-namespace", c.namespace, c.config.Host)
 	}
 	var out []target
 	for _, t := range byNode {

@@ -37,6 +37,9 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 		Nodes:     func(context.Context) ([]localapi.Node, error) { return exampleNodes(name), nil },
 		Endpoints: func(context.Context) ([]localapi.Endpoint, error) { return endpoints, nil },
 		Services:  func(context.Context) ([]localapi.Service, error) { return exampleServices(i, trouble), nil },
+		Service: func(_ context.Context, namespace, name string) (localapi.ServiceDetail, error) {
+			return exampleDetail(i, namespace+"/"+name, trouble)
+		},
 		Remotes:   func(context.Context) ([]localapi.Remote, error) { return exampleRemotes(i), nil },
 		Routes: func(context.Context) ([]localapi.Route, error) {
 			return []localapi.Route{
@@ -163,33 +166,6 @@ func exampleNodes(self string) (out []localapi.Node) {
 		out = append(out, n)
 	}
 	return out
-}
-
-func exampleServices(i int, trouble bool) []localapi.Service {
-	active := func(s ...string) (out []localapi.Backend) {
-		for _, a := range s {
-			out = append(out, localapi.Backend{Address: at(a), State: "active"})
-		}
-		return out
-	}
-	id := uint32(10 * i) // ids differ from node to node
-	services := []localapi.Service{
-		{ID: id + 1, Frontend: at("10.96.0.1:443"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "kubernetes", Port: "https",
-			Backends: active("10.0.0.100:6443"), Status: "done"},
-		{ID: id + 2, Frontend: at("10.96.0.10:53"), Protocol: "UDP", Type: "ClusterIP", Namespace: "kube-system", Name: "kube-dns", Port: "dns",
-			Backends: active("10.244.1.3:53", "10.244.2.3:53"), Status: "done"},
-		{ID: id + 3, Frontend: at("10.96.0.10:53"), Protocol: "TCP", Type: "ClusterIP", Namespace: "kube-system", Name: "kube-dns", Port: "dns-tcp",
-			Backends: active("10.244.1.3:53", "10.244.2.3:53"), Status: "done"},
-		{ID: id + 4, Frontend: at("[fd00:96::7]:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "web",
-			Backends: append(active("[fd00:10:244:1::2]:8080"), localapi.Backend{Address: at("[fd00:10:244:2::2]:8080"), State: "terminating"}), Status: "done"},
-		{ID: id + 6, Frontend: at("10.96.0.7:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "web",
-			Backends: active("10.244.1.2:8080", "10.244.2.2:8080"), Status: "done"},
-		{ID: id + 5, Frontend: at("10.96.4.4:80"), Protocol: "TCP", Type: "ClusterIP", Namespace: "default", Name: "empty", Backends: []localapi.Backend{}, Status: "done"},
-	}
-	if trouble {
-		services[3].Status, services[3].Error, services[3].ID = "error", "map strait_service is full", 0
-	}
-	return services
 }
 
 func exampleRemotes(i int) (out []localapi.Remote) {

@@ -225,13 +225,23 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 	byName := map[string]*service{}
 	for _, r := range rows {
 		f := r.value
+		if f.Of != nil {
+			continue // said by the row that stands for all addresses
+		}
 		s := byName[f.Namespace+"/"+f.Name]
 		if s == nil {
 			s = &service{namespace: f.Namespace, name: f.Name, kind: f.Type, backends: map[netip.AddrPort]bool{}, states: map[string]bool{}}
 			byName[f.Namespace+"/"+f.Name] = s
 			order = append(order, s)
 		}
-		if !slices.Contains(s.addresses, f.Frontend.Addr()) {
+		if typeOrder(f.Type) > typeOrder(s.kind) {
+			s.kind = f.Type
+		}
+		s.states[f.Status] = true
+		if f.Note != "" {
+			continue
+		}
+		if !f.Frontend.Addr().IsUnspecified() && !slices.Contains(s.addresses, f.Frontend.Addr()) {
 			s.addresses = append(s.addresses, f.Frontend.Addr())
 		}
 		if port := fmt.Sprintf("%d/%s", f.Frontend.Port(), f.Protocol); !slices.Contains(s.ports, port) {
@@ -240,7 +250,6 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 		for _, b := range f.Backends {
 			s.backends[b.Address] = true
 		}
-		s.states[f.Status] = true
 		if f.Error != "" && !slices.Contains(s.errors, f.Error) {
 			s.errors = append(s.errors, f.Error)
 		}
@@ -252,13 +261,21 @@ func (a *app) servicesGrid(rows []row[localapi.Service]) *grid {
 	for _, s := range order {
 		n := pods(s.backends)
 		backends := cell{text: strconv.Itoa(n), style: plain}
-		if n == 0 {
+		switch {
+		case len(s.ports) == 0:
+			backends = cell{} // DNS or another proxy knows
+		case n == 0:
 			backends.style = yellow
 		}
 		slices.SortFunc(s.addresses, netip.Addr.Compare)
 		g.add(s.namespace, s.name, s.kind, words(s.addresses), strings.Join(s.ports, listGap), backends, worst(s.states), cell{text: strings.Join(s.errors, "; "), style: red})
 	}
 	return g
+}
+
+// typeOrder orders the kinds of a service's frontends by how much they say of its type.
+func typeOrder(kind string) int {
+	return slices.Index([]string{"ClusterIP", "ExternalIP", "NodePort", "LoadBalancer"}, kind)
 }
 
 // pods counts what is behind backends: one with several ports, or an address of each family, counts once.

@@ -39,9 +39,17 @@ func (c *Client) Endpoints(ctx context.Context) ([]Endpoint, error) {
 	return fetch[[]Endpoint](ctx, c, "/v1/endpoints")
 }
 
-// Services returns the frontends.
+// Services returns the frontends, and the services that have none.
 func (c *Client) Services(ctx context.Context) ([]Service, error) {
 	return fetch[[]Service](ctx, c, "/v1/services")
+}
+
+// Service returns everything of one service.
+func (c *Client) Service(ctx context.Context, namespace, name string) (ServiceDetail, error) {
+	if !isPath(namespace) || !isPath(name) {
+		return ServiceDetail{}, fmt.Errorf("service %q: %w", namespace+"/"+name, ErrNotFound)
+	}
+	return fetch[ServiceDetail](ctx, c, "/v1/services/"+namespace+"/"+name)
 }
 
 // Remotes returns the rows of the ipcache.

@@ -30,10 +30,12 @@ type Provider struct {
 	Nodes     func(context.Context) ([]Node, error)
 	Endpoints func(context.Context) ([]Endpoint, error)
 	Services  func(context.Context) ([]Service, error)
-	Remotes   func(context.Context) ([]Remote, error)
-	Routes    func(context.Context) ([]Route, error)
-	Devices   func(context.Context) ([]Device, error)
-	Maps      func(context.Context) ([]Map, error)
+	// Service tells everything of one service. It wraps ErrNotFound when there is none of that name.
+	Service func(ctx context.Context, namespace, name string) (ServiceDetail, error)
+	Remotes func(context.Context) ([]Remote, error)
+	Routes  func(context.Context) ([]Route, error)
+	Devices func(context.Context) ([]Device, error)
+	Maps    func(context.Context) ([]Map, error)
 	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all.
 	DumpMap func(ctx context.Context, name string, limit int) (MapDump, error)
 	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
@@ -56,6 +58,14 @@ func Handler(p Provider) http.Handler {
 	get(mux, "/v1/routes", p.Routes)
 	get(mux, "/v1/devices", p.Devices)
 	get(mux, "/v1/maps", p.Maps)
+	mux.HandleFunc("GET /v1/services/{namespace}/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if p.Service == nil {
+			notOffered(w, r)
+			return
+		}
+		detail, err := p.Service(r.Context(), r.PathValue("namespace"), r.PathValue("name"))
+		answer(w, detail, err)
+	})
 	mux.HandleFunc("GET /v1/maps/{name}", func(w http.ResponseWriter, r *http.Request) {
 		if p.DumpMap == nil {
 			notOffered(w, r)

@@ -102,15 +102,6 @@ type Masquerade struct {
 	Devices  []string `json:"devices,omitempty"`
 }
 
-// KubeProxy is the replacement of kube-proxy.
-type KubeProxy struct {
-	SocketLB  bool     `json:"socketLB"`
-	Cgroup    string   `json:"cgroup,omitempty"`    // directory whose sockets are load balanced
-	Protocols []string `json:"protocols,omitempty"` // TCP, UDP
-	Devices   []string `json:"devices,omitempty"`   // where services are answered for packets from outside
-	Frontends int      `json:"frontends"`
-}
-
 // IPAM is where pods' addresses come from.
 type IPAM struct {
 	Mode  string `json:"mode"`
@@ -251,26 +242,6 @@ type Endpoint struct {
 	ContainerID string       `json:"containerID"`
 	NetNS       string       `json:"netns,omitempty"`
 	Since       time.Time    `json:"since"`
-}
-
-// Service is a row of /v1/services: one frontend.
-type Service struct {
-	ID        uint32         `json:"id,omitempty"` // of the kernel's table, 0 when not there
-	Frontend  netip.AddrPort `json:"frontend"`
-	Protocol  string         `json:"protocol"`
-	Type      string         `json:"type"`
-	Namespace string         `json:"namespace"`
-	Name      string         `json:"name"`
-	Port      string         `json:"port,omitempty"` // name of the service port
-	Backends  []Backend      `json:"backends"`
-	Status    string         `json:"status"` // pending, done, error
-	Error     string         `json:"error,omitempty"`
-}
-
-// Backend is one target of a frontend.
-type Backend struct {
-	Address netip.AddrPort `json:"address"`
-	State   string         `json:"state"` // active, terminating
 }
 
 // Remote is a row of /v1/remotes: who has a prefix, and the way there.
