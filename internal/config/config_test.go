@@ -63,6 +63,20 @@ cgroupRoot:
 	}
 }
 
+func TestSwitchesNeedNoQuotes(t *testing.T) {
+	for text, want := range map[string]Services{
+		"{mode: off, xdp: off}":         {Mode: ServicesOff, XDP: XDPOff},
+		"{mode: on, xdp: native}":       {Mode: ServicesOn, XDP: XDPNative},
+		`{mode: "drain", xdp: "off"}`:   {Mode: ServicesDrain, XDP: XDPOff},
+		`{mode: "off", xdp: "generic"}`: {Mode: ServicesOff, XDP: XDPGeneric},
+	} {
+		c, err := Parse([]byte("services: " + text))
+		if err != nil || c.Services.Mode != want.Mode || c.Services.XDP != want.XDP {
+			t.Errorf("%s: %+v, %v", text, c.Services, err)
+		}
+	}
+}
+
 // Each case gives the parts every message must have: the key, the value and what would be accepted.
 func TestRefused(t *testing.T) {
 	for _, c := range []struct {
@@ -108,6 +122,19 @@ func TestRefused(t *testing.T) {
 		{"port range low", "masqueradePorts: 80-8000", []string{"below 1024"}},
 		{"port range small", "masqueradePorts: 20000-20009", []string{"has 10 ports; at least 256"}},
 		{"port range meets tunnel", "masqueradePorts: 8000-9000", []string{"contains vxlan.port 8472"}},
+		{"services mode number", "services: {mode: 1}", []string{"services.mode: 1: want text"}},
+		{"services mode", "services: {mode: maybe}", []string{`services.mode: "maybe": unknown; accepted: on, off, drain`}},
+		{"algorithm", "services: {algorithm: wlc}", []string{`services.algorithm: "wlc"`, "random, maglev, rr, lc, dh, sh, sed, nq, p2c"}},
+		{"forwarding", "services: {forwarding: nat}", []string{`services.forwarding: "nat"`, "snat, dsr"}},
+		{"xdp", "services: {xdp: yes}", []string{`services.xdp: "on": unknown; accepted: off, native, generic`}},
+		{"xdp mode", "services: {xdp: offload}", []string{`services.xdp: "offload"`, "off, native, generic"}},
+		{"maglev not prime", "services: {maglevSize: 16384}", []string{"services.maglevSize: 16384: want a prime from 251 to 131071"}},
+		{"maglev small", "services: {maglevSize: 7}", []string{"services.maglevSize: 7"}},
+		{"node ports text", "services: {nodePorts: \"30000\"}", []string{`services.nodePorts: "30000": want "min-max" such as "30000-32767"`}},
+		{"node ports order", "services: {nodePorts: 32767-30000}", []string{`write "30000-32767"`}},
+		{"node port zero", "services: {nodePorts: 0-100}", []string{"services.nodePorts", "from 1 to 65535"}},
+		{"node ports masqueraded", "services: {nodePorts: 29999-32767}", []string{"services.nodePorts", "meets masqueradePorts 10000-29999"}},
+		{"node ports meet tunnel", "services: {nodePorts: 8000-9000}", []string{"services.nodePorts", "contains vxlan.port 8472"}},
 		{"no tunnel port", "vxlan: {port: 0}", []string{"vxlan.port: 0"}},
 		{"map size", "maps: {nat: 1}", []string{"maps.nat: 1: want 256 to"}},
 		{"relative path", "stateDir: var/lib", []string{`stateDir: "var/lib": want an absolute path`}},
@@ -184,6 +211,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("ipam: {podCIDRv4: 10.0.0.0/8, nodeMaskV4: 24}\nserviceCIDRs: [10.96.0.0/12]"))
 	f.Add([]byte("devices: [eth0]\nmasqueradePorts: 1024-65535\nvxlan: {port: 1}\nroutingMode: native"))
 	f.Add([]byte("api: {server: \"https://[::1]:6443\"}\nmetricsAddress: \"[::1]:9\""))
+	f.Add([]byte("services: {mode: off, algorithm: maglev, maglevSize: 251, nodePorts: 1-2}"))
 	f.Add([]byte("? [a]\n: {b: !!binary x}"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := Parse(b)

@@ -62,23 +62,62 @@ func (d *Duration) UnmarshalJSON(b []byte) error {
 // MarshalJSON writes Go duration text.
 func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
 
+// UnmarshalJSON reads text; YAML makes true and false of on and off that are not quoted.
+func (m *ServiceMode) UnmarshalJSON(b []byte) error {
+	return unmarshalSwitch(b, (*string)(m), string(ServicesOn), string(ServicesOff))
+}
+
+// UnmarshalJSON reads text; YAML makes false of off that is not quoted.
+func (m *XDPMode) UnmarshalJSON(b []byte) error {
+	return unmarshalSwitch(b, (*string)(m), "on", string(XDPOff))
+}
+
+func unmarshalSwitch(b []byte, into *string, on, off string) error {
+	var is bool
+	if err := json.Unmarshal(b, &is); err == nil {
+		if *into = off; is {
+			*into = on
+		}
+		return nil
+	}
+	if err := json.Unmarshal(b, into); err != nil {
+		return errors.New("want text")
+	}
+	return nil
+}
+
 // MasqueradePortRange returns the inclusive range of MasqueradePorts.
 func (c Config) MasqueradePortRange() (low, high uint16, err error) {
-	from, to, ok := strings.Cut(c.MasqueradePorts, "-")
+	l, h, err := portRange(c.MasqueradePorts, "10000-29999")
+	switch {
+	case err != nil:
+		return 0, 0, err
+	case l < 1024:
+		return 0, 0, fmt.Errorf("begins at %d; ports below 1024 belong to the node's own servers", l)
+	case h-l < minMasqueradePorts-1:
+		return 0, 0, fmt.Errorf("has %d ports; at least %d are needed", h-l+1, minMasqueradePorts)
+	}
+	return l, h, nil
+}
+
+// NodePortRange returns the inclusive range of Services.NodePorts.
+func (c Config) NodePortRange() (low, high uint16, err error) {
+	return portRange(c.Services.NodePorts, "30000-32767")
+}
+
+// portRange reads "min-max".
+func portRange(text, example string) (low, high uint16, err error) {
+	from, to, ok := strings.Cut(text, "-")
 	if !ok {
-		return 0, 0, errors.New("want \"min-max\" such as \"10000-29999\"")
+		return 0, 0, fmt.Errorf("want \"min-max\" such as %q", example)
 	}
 	l, errLow := strconv.ParseUint(strings.TrimSpace(from), 10, 16)
 	h, errHigh := strconv.ParseUint(strings.TrimSpace(to), 10, 16)
 	switch {
-	case errLow != nil || errHigh != nil:
-		return 0, 0, errors.New("want two ports from 1024 to 65535 such as \"10000-29999\"")
-	case l < 1024:
-		return 0, 0, fmt.Errorf("begins at %d; ports below 1024 belong to the node's own servers", l)
+	case errLow != nil || errHigh != nil || l == 0 || h == 0:
+		return 0, 0, fmt.Errorf("want two ports from 1 to 65535 such as %q", example)
 	case h < l:
 		return 0, 0, fmt.Errorf("ends before it begins; write \"%d-%d\"", h, l)
-	case h-l < minMasqueradePorts-1:
-		return 0, 0, fmt.Errorf("has %d ports; at least %d are needed", h-l+1, minMasqueradePorts)
 	}
 	return uint16(l), uint16(h), nil
 }

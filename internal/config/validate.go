@@ -19,6 +19,8 @@ const (
 	maxPoolBits        = 32 // a pool holds at most 2^32 node CIDRs
 	minMapEntries      = 256
 	maxMapEntries      = 16 << 20
+	minMaglevSize      = 251
+	maxMaglevSize      = 131071
 )
 
 // problems collects findings; each names the key, the value and what would be accepted.
@@ -70,6 +72,7 @@ func (c Config) Validate() error {
 	}
 	c.checkDevices(&p)
 	c.checkPorts(&p)
+	c.checkServices(&p)
 	c.checkMaps(&p)
 	c.checkPaths(&p)
 	c.checkAPI(&p)
@@ -186,6 +189,37 @@ func (c Config) checkPorts(p *problems) {
 	if !dnsLabel().MatchString(c.Operator.Lease) {
 		p.add("operator.lease", c.Operator.Lease, "want 1 to 63 lower-case letters, digits and '-', a letter or digit at both ends")
 	}
+}
+
+func (c Config) checkServices(p *problems) {
+	s := c.Services
+	oneOf(p, "services.mode", s.Mode, ServicesOn, ServicesOff, ServicesDrain)
+	oneOf(p, "services.algorithm", s.Algorithm, "random", "maglev", "rr", "lc", "dh", "sh", "sed", "nq", "p2c")
+	oneOf(p, "services.forwarding", s.Forwarding, "snat", "dsr")
+	oneOf(p, "services.xdp", s.XDP, XDPOff, XDPNative, XDPGeneric)
+	if s.MaglevSize < minMaglevSize || s.MaglevSize > maxMaglevSize || !prime(s.MaglevSize) {
+		p.add("services.maglevSize", s.MaglevSize, "want a prime from %d to %d such as 251, 1021, 4093, 16381, 65521 or 131071", minMaglevSize, maxMaglevSize)
+	}
+	low, high, err := c.NodePortRange()
+	if err != nil {
+		p.add("services.nodePorts", s.NodePorts, "%s", err)
+		return
+	}
+	if l, h, err := c.MasqueradePortRange(); err == nil && low <= h && l <= high {
+		p.add("services.nodePorts", s.NodePorts, "meets masqueradePorts %s; want ranges that have no port in common", c.MasqueradePorts)
+	}
+	if c.RoutingMode == VXLANMode && low <= c.VXLAN.Port && c.VXLAN.Port <= high {
+		p.add("services.nodePorts", s.NodePorts, "contains vxlan.port %d; want ranges that do not meet", c.VXLAN.Port)
+	}
+}
+
+func prime(n uint32) bool {
+	for d := uint32(2); d*d <= n; d++ {
+		if n%d == 0 {
+			return false
+		}
+	}
+	return n > 1
 }
 
 func checkListen(p *problems, key, address string) {
