@@ -108,7 +108,7 @@ func (a *agent) run(ctx context.Context) error {
 }
 
 func (a *agent) newReconcilers() error {
-	frontends, err := sync.NewFrontends(a.maps, uint32(a.began.Unix()))
+	frontends, err := sync.NewFrontends(a.maps, uint32(a.began.Unix()), a.cfg.Services.MaglevSize)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type (
 	ServiceMode  = DatapathServiceMode
 	Backend      = DatapathBackend
 	SkPeer       = DatapathSkPeer
+	SkUse        = DatapathSkUse
 	DgramKey     = DatapathDgramKey
 	Counter      = DatapathCounter
 	Network      = DatapathNetwork
@@ -87,6 +88,19 @@ const (
 
 // BackendLeaving marks a backend that is in no slot any more.
 const BackendLeaving = DatapathBackendFlagsBACKEND_LEAVING
+
+// Algorithms of a frontend.
+const (
+	AlgorithmRandom = DatapathAlgorithmALGORITHM_RANDOM
+	AlgorithmMaglev = DatapathAlgorithmALGORITHM_MAGLEV
+	AlgorithmRR     = DatapathAlgorithmALGORITHM_RR
+	AlgorithmLC     = DatapathAlgorithmALGORITHM_LC
+	AlgorithmDH     = DatapathAlgorithmALGORITHM_DH
+	AlgorithmSH     = DatapathAlgorithmALGORITHM_SH
+	AlgorithmSED    = DatapathAlgorithmALGORITHM_SED
+	AlgorithmNQ     = DatapathAlgorithmALGORITHM_NQ
+	AlgorithmP2C    = DatapathAlgorithmALGORITHM_P2C
+)
 
 // Values of cfg_services.
 const (
@@ -158,7 +172,25 @@ func SockaddrKeyFrom(ap netip.AddrPort, proto uint8) SockaddrKey {
 	return SockaddrKey{Addr: AddrFrom(ap.Addr()), Port: NetPort(ap.Port()), Proto: proto}
 }
 
-// AddrPort is the reverse of SockaddrKeyFrom.
+// AddrPort is the reverse of SockaddrKeyFrom. A key always has an address, so the zero Addr is "::" here.
 func (k DatapathSockaddrKey) AddrPort() netip.AddrPort {
-	return netip.AddrPortFrom(k.Addr.Netip(), NetPort(k.Port))
+	ip := k.Addr.Netip()
+	if !ip.IsValid() {
+		ip = netip.IPv6Unspecified()
+	}
+	return netip.AddrPortFrom(ip, NetPort(k.Port))
+}
+
+// sourceIDBits is how much of a source key the service id takes.
+const sourceIDBits = 32
+
+// SourceKeyFrom gives the trie key of a prefix that may use a service: its length counts over the id and 128 bits of address.
+func SourceKeyFrom(service uint32, p netip.Prefix) SourceKey {
+	k := IpcacheKeyFrom(p)
+	return SourceKey{PrefixLen: sourceIDBits + k.PrefixLen, Service: service, Addr: k.Addr}
+}
+
+// Prefix is the reverse of SourceKeyFrom.
+func (k DatapathSourceKey) Prefix() netip.Prefix {
+	return IpcacheKey{PrefixLen: k.PrefixLen - sourceIDBits, Addr: k.Addr}.Prefix()
 }

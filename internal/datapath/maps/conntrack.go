@@ -56,8 +56,9 @@ func expired(k bpf.CtKey, e bpf.CtEntry, nowSeconds uint32) bool {
 	return silent >= 0 && time.Duration(silent)*time.Second > timeout(k.Proto, e.Flags)
 }
 
-// natKey returns where the way back of a masqueraded connection is kept.
-func natKey(k bpf.CtKey, e bpf.CtEntry) (bpf.NatKey, bool) {
+// natKey returns where the way back of a connection with another source is kept. The replies come from the other end; to a service they
+// come from its backend, which is unknown (not ok) once its row is gone.
+func natKey(k bpf.CtKey, e bpf.CtEntry, back backends) (bpf.NatKey, bool) {
 	if e.Flags&bpf.CtNat == 0 {
 		return bpf.NatKey{}, false
 	}
@@ -68,8 +69,18 @@ func natKey(k bpf.CtKey, e bpf.CtEntry) (bpf.NatKey, bool) {
 	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
 		n.RemotePort = 0 // echo: the identifier is the node's port
 	}
+	if e.Flags&bpf.CtService != 0 {
+		b, ok := back[e.Backend]
+		if !ok || b.Generation != e.BackendGen {
+			return bpf.NatKey{}, false
+		}
+		n.Remote, n.RemotePort = b.Addr, b.Port
+	}
 	return n, true
 }
+
+// backends is strait_backend as it was when a sweep began.
+type backends map[uint32]bpf.Backend
 
 // Swept is what a sweep found and did.
 type Swept struct {
@@ -77,6 +88,7 @@ type Swept struct {
 	Expired     int // of them removed
 	NAT         int // ways back seen
 	Orphans     int // of them removed because their connection is gone
+	Loads       int // counts of backends that were set right
 	Took        time.Duration
 }
 
@@ -95,96 +107,133 @@ func (m *Maps) Sweep() (Swept, error) {
 	if err != nil {
 		return Swept{}, err
 	}
-	s, err := m.sweepConnections(uint32(now / time.Second))
+	sweep := sweep{Maps: m, now: uint32(now / time.Second), back: backends{}, tracked: map[uint32]uint32{}}
+	err = each(m, bpf.DatapathMapStraitBackend, func(id uint32, b bpf.Backend) { sweep.back[id] = b })
 	if err == nil {
-		err = m.sweepNAT(&s)
+		err = sweep.connections()
 	}
-	s.Took = time.Since(begin)
-	return s, err
+	if err == nil {
+		err = errors.Join(sweep.ways(), sweep.loads())
+	}
+	sweep.found.Took = time.Since(begin)
+	return sweep.found, err
 }
 
-func (m *Maps) sweepConnections(now uint32) (s Swept, err error) {
-	ct, err := m.get(bpf.DatapathMapStraitCt)
+// sweep is one sweep under way.
+type sweep struct {
+	*Maps
+	now     uint32 // s
+	back    backends
+	tracked map[uint32]uint32 // backend id -> entries of clients that have not ended
+	found   Swept
+}
+
+func (s *sweep) connections() error {
+	ct, err := s.get(bpf.DatapathMapStraitCt)
 	if err != nil {
-		return s, err
+		return err
 	}
 	var errs []error
 	err = scan(ct, func(k bpf.CtKey, e bpf.CtEntry) bool {
-		s.Connections++
-		if !expired(k, e, now) {
+		s.found.Connections++
+		if !expired(k, e, s.now) {
+			s.count(k, e)
 			return true
 		}
 		// A packet may have revived it since the chunk was read.
-		if err := ct.Lookup(&k, &e); err != nil || !expired(k, e, now) {
+		if err := ct.Lookup(&k, &e); err != nil || !expired(k, e, s.now) {
 			return true
 		}
-		if err := m.forget(k, e); err != nil {
+		if err := s.forget(k, e); err != nil {
 			errs = append(errs, err)
 			return true
 		}
-		s.Expired++
+		s.found.Expired++
 		return true
 	})
 	if err != nil {
 		errs = append(errs, fmt.Errorf("sweep connections: %w", err))
 	}
-	return s, errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+func (s *sweep) count(k bpf.CtKey, e bpf.CtEntry) {
+	const fins = bpf.CtFinLo | bpf.CtFinHi
+	if e.Flags&bpf.CtService == 0 || k.Proto == unix.IPPROTO_TCP && (e.Flags&bpf.CtRst != 0 || e.Flags&fins == fins) {
+		return
+	}
+	if b, ok := s.back[e.Backend]; ok && b.Generation == e.BackendGen {
+		s.tracked[e.Backend]++
+	}
 }
 
 // forget removes a connection and its way back. The way back goes first: without a connection nothing refers to it.
-func (m *Maps) forget(k bpf.CtKey, e bpf.CtEntry) error {
-	if n, ok := natKey(k, e); ok {
-		if err := remove(m, bpf.DatapathMapStraitNat, n); err != nil {
+func (s *sweep) forget(k bpf.CtKey, e bpf.CtEntry) error {
+	if n, ok := natKey(k, e, s.back); ok {
+		if err := remove(s.Maps, bpf.DatapathMapStraitNat, n); err != nil {
 			return err
 		}
 	}
-	return remove(m, bpf.DatapathMapStraitCt, k)
+	return remove(s.Maps, bpf.DatapathMapStraitCt, k)
 }
 
-func (m *Maps) sweepNAT(s *Swept) error {
-	ct, err := m.get(bpf.DatapathMapStraitCt)
+func (s *sweep) ways() error {
+	ct, err := s.get(bpf.DatapathMapStraitCt)
 	if err != nil {
 		return err
 	}
 	alone := map[bpf.NatKey]bool{}
 	var errs []error
-	err = each(m, bpf.DatapathMapStraitNat, func(k bpf.NatKey, e bpf.NatEntry) {
-		s.NAT++
-		if connected(ct, k, e) {
+	err = each(s.Maps, bpf.DatapathMapStraitNat, func(k bpf.NatKey, e bpf.NatEntry) {
+		s.found.NAT++
+		if s.connected(ct, k, e) {
 			return
 		}
-		if !m.orphan.seen[k] {
+		if !s.orphan.seen[k] {
 			alone[k] = true
 			return
 		}
-		if err := remove(m, bpf.DatapathMapStraitNat, k); err != nil {
+		if err := remove(s.Maps, bpf.DatapathMapStraitNat, k); err != nil {
 			errs = append(errs, err)
 			return
 		}
-		s.Orphans++
+		s.found.Orphans++
 	})
-	m.orphan.seen = alone
+	s.orphan.seen = alone
 	return errors.Join(append(errs, err)...)
 }
 
 // connected reports whether the connection of a way back exists and uses it. Which end is the low one is not worth knowing here.
-func connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
-	pod := bpf.CtKey{Lo: e.Client, LoPort: e.ClientPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
+func (s *sweep) connected(ct *ebpf.Map, k bpf.NatKey, e bpf.NatEntry) bool {
+	begun := bpf.CtKey{Lo: e.Client, LoPort: e.ClientPort, Hi: k.Remote, HiPort: k.RemotePort, Proto: k.Proto}
 	if k.Proto == unix.IPPROTO_ICMP || k.Proto == unix.IPPROTO_ICMPV6 {
-		pod.HiPort = e.ClientPort
+		begun.HiPort = e.ClientPort
 	}
-	other := bpf.CtKey{Lo: pod.Hi, LoPort: pod.HiPort, Hi: pod.Lo, HiPort: pod.LoPort, Proto: k.Proto}
-	for _, key := range []bpf.CtKey{pod, other} {
+	if e.FrontPort != 0 {
+		begun.Hi, begun.HiPort = e.FrontAddr, e.FrontPort
+	}
+	other := bpf.CtKey{Lo: begun.Hi, LoPort: begun.HiPort, Hi: begun.Lo, HiPort: begun.LoPort, Proto: k.Proto}
+	for _, key := range []bpf.CtKey{begun, other} {
 		var c bpf.CtEntry
 		switch err := ct.Lookup(&key, &c); {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 		case err != nil:
 			return true // not known: it stays
 		case c.Flags&bpf.CtNat != 0 && c.NatAddr == k.Node && c.NatPort == k.NodePort:
-			return true
+			return s.leadsTo(c, k)
 		}
 	}
 	return false
+}
+
+// leadsTo reports whether a connection goes to the sender of the replies of a way back: one to a service may have another backend now.
+// That of a backend whose row is gone stays as long as the connection.
+func (s *sweep) leadsTo(c bpf.CtEntry, k bpf.NatKey) bool {
+	if c.Flags&bpf.CtService == 0 {
+		return true
+	}
+	b, ok := s.back[c.Backend]
+	return !ok || b.Generation != c.BackendGen || b.Addr == k.Remote && b.Port == k.RemotePort
 }
 
 // Purge removes every trace of addresses from the tables that packets write, so that they can be given to other pods. It costs
@@ -199,9 +248,10 @@ func (m *Maps) Purge(addresses []netip.Addr) error {
 	}
 	return errors.Join(
 		purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, _ bpf.CtEntry) bool { return gone[k.Lo] || gone[k.Hi] }),
-		purge(m, bpf.DatapathMapStraitNat, func(_ bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Client] }),
+		purge(m, bpf.DatapathMapStraitNat, func(k bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Client] || gone[k.Remote] }),
 		purge(m, bpf.DatapathMapStraitFrag, func(k bpf.FragKey, _ bpf.FragEntry) bool { return gone[k.Src] || gone[k.Dst] }),
 		purge(m, bpf.DatapathMapStraitDgram, func(k bpf.DgramKey, _ bpf.SockaddrKey) bool { return gone[k.Backend.Addr] }),
+		purge(m, bpf.DatapathMapStraitAffinity, func(k bpf.AffinityKey, _ bpf.Affinity) bool { return gone[k.Client] }),
 	)
 }
 

@@ -82,37 +82,50 @@ func descriptions() []description {
 				d := device(k, v)
 				return []string{number(d.Index), address(d.Address), address(d.IPv6), number(d.MTU)}
 			}),
-		describe(bpf.DatapathMapStraitCt, "connections", "PROTOCOL BEGINNER OTHER STATE PACKETS BYTES REPLY-PACKETS REPLY-BYTES AGE SILENT NAT BACKEND",
+		describe(bpf.DatapathMapStraitCt, "connections", "PROTOCOL BEGINNER OTHER STATE PACKETS BYTES REPLY-PACKETS REPLY-BYTES AGE SILENT NAT BACKEND FRONT FLAGS",
 			connectionRow),
-		describe(bpf.DatapathMapStraitNat, "ways back of masqueraded connections", "PROTOCOL REMOTE NODE POD",
-			func(k bpf.NatKey, v bpf.NatEntry) []string {
-				return []string{protocol(k.Proto), addrPort(k.Remote, k.RemotePort), addrPort(k.Node, k.NodePort), addrPort(v.Client, v.ClientPort)}
-			}),
+		describe(bpf.DatapathMapStraitNat, "ways back of connections with this node's address", "PROTOCOL REMOTE NODE CLIENT FRONT", wayBackRow),
 		describe(bpf.DatapathMapStraitFrag, "ports of fragmented packets", "PROTOCOL SOURCE DESTINATION ID SOURCE-PORT DESTINATION-PORT",
 			func(k bpf.FragKey, v bpf.FragEntry) []string {
 				return []string{protocol(k.Proto), address(k.Src.Netip()), address(k.Dst.Netip()), number(k.Id),
 					number(uint32(bpf.NetPort(v.Sport))), number(uint32(bpf.NetPort(v.Dport)))}
 			}),
-		describe(bpf.DatapathMapStraitService, "frontends of services", "FRONTEND PROTOCOL ID BACKENDS FLAGS",
-			func(k bpf.SockaddrKey, v bpf.Service) []string {
-				flags := ""
-				if v.Flags&bpf.ServiceClusterIP != 0 {
-					flags = "cluster-ip"
-				}
-				return []string{k.AddrPort().String(), protocol(k.Proto), number(v.Id), number(v.Count), flags}
-			}),
+		describe(bpf.DatapathMapStraitService, "frontends of services",
+			"FRONTEND PROTOCOL ID SET BACKENDS OUTER-SET OUTER-BACKENDS ALGORITHM AFFINITY FLAGS", serviceRow),
 		describe(bpf.DatapathMapStraitSlot, "backends of each set", "SET SLOT BACKEND WEIGHT",
-			func(k bpf.SlotKey, v bpf.Slot) []string { return []string{number(k.Set), number(k.Slot), number(v.Backend), number(v.Weight)} }),
-		describe(bpf.DatapathMapStraitBackend, "addresses of backends", "ID ADDRESS PROTOCOL GENERATION",
+			func(k bpf.SlotKey, v bpf.Slot) []string {
+				return []string{number(k.Set), number(k.Slot), number(v.Backend), number(v.Weight)}
+			}),
+		describe(bpf.DatapathMapStraitMaglev, "maglev table of each set that has one", "SET TABLE",
+			func(set, table uint32) []string { return []string{number(set), number(table)} }),
+		describe(bpf.DatapathMapStraitBackend, "addresses of backends", "ID ADDRESS PROTOCOL GENERATION FLAGS",
 			func(k uint32, v bpf.Backend) []string {
 				b := backend(v)
-				return []string{number(k), b.String(), protocol(b.Protocol), number(b.Generation)}
+				return []string{number(k), b.String(), protocol(b.Protocol), number(b.Generation),
+					flagNames(b.Flags, flagName[bpf.BackendFlags]{bpf.BackendLeaving, "leaving"})}
+			}),
+		describe(bpf.DatapathMapStraitLoad, "connections of each backend", "BACKEND SOCKETS TRACKED EVER",
+			func(k uint32, v bpf.Load) []string {
+				return []string{number(k), number(v.Sockets), number(v.Tracked), strconv.FormatUint(v.Connections, 10)}
+			}),
+		describe(bpf.DatapathMapStraitAffinity, "backend each client stays with", "CLIENT SET BACKEND GENERATION UNUSED", affinityRow),
+		describe(bpf.DatapathMapStraitSource, "prefixes that may use a frontend", "ID PREFIX",
+			func(k bpf.SourceKey, _ uint32) []string { return []string{number(k.Service), k.Prefix().String()} }),
+		describe(bpf.DatapathMapStraitAnnounce, "service addresses this node answers for", "ADDRESS DEVICE MAC",
+			func(k bpf.AnnounceKey, v bpf.Announce) []string {
+				return []string{address(k.Addr.Netip()), number(k.Ifindex), net.HardwareAddr(v.Mac[:]).String()}
+			}),
+		describe(bpf.DatapathMapStraitNetns, "addresses of clients in each network namespace", "COOKIE IPV4 IPV6",
+			func(k uint64, v bpf.Netns) []string {
+				return []string{strconv.FormatUint(k, 10), address(v.Addr4.Netip()), address(v.Addr6.Netip())}
 			}),
 		describe(bpf.DatapathMapStraitDgram, "service each unconnected UDP socket talks to", "COOKIE BACKEND SERVICE",
 			func(k bpf.DgramKey, v bpf.SockaddrKey) []string {
 				return []string{strconv.FormatUint(k.Cookie, 10), k.Backend.AddrPort().String(), v.AddrPort().String()}
 			}),
 		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to"},
+		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
+		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
 		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},
 	}
 }
@@ -236,13 +249,21 @@ func connectionRow(k bpf.CtKey, e bpf.CtEntry) []string {
 	if e.Flags&bpf.CtNat != 0 {
 		nat = addrPort(e.NatAddr, e.NatPort)
 	}
-	back := ""
+	back, front := "", ""
 	if e.Backend != 0 {
 		back = number(e.Backend)
 	}
+	if e.Flags&bpf.CtFront != 0 {
+		front = addrPort(e.FrontAddr, e.FrontPort)
+	}
 	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	return []string{protocol(k.Proto), beginner, other, connectionState(k.Proto, e.Flags),
-		count(e.Packets[from]), count(e.Bytes[from]), count(e.Packets[1-from]), count(e.Bytes[1-from]), age, silent, nat, back}
+		count(e.Packets[from]), count(e.Bytes[from]), count(e.Packets[1-from]), count(e.Bytes[1-from]), age, silent, nat, back, front, connectionFlags(e.Flags)}
+}
+
+func connectionFlags(f bpf.CtFlags) string {
+	type name = flagName[bpf.CtFlags]
+	return flagNames(f, name{bpf.CtService, "service"}, name{bpf.CtDSR, "dsr"}, name{bpf.CtStack, "stack"})
 }
 
 func connectionState(proto uint8, f bpf.CtFlags) string {
@@ -262,19 +283,83 @@ func connectionState(proto uint8, f bpf.CtFlags) string {
 	return "answered"
 }
 
-func remoteFlags(f bpf.RemoteFlags) string {
+func wayBackRow(k bpf.NatKey, v bpf.NatEntry) []string {
+	front := ""
+	if v.FrontPort != 0 {
+		front = addrPort(v.FrontAddr, v.FrontPort)
+	}
+	return []string{protocol(k.Proto), addrPort(k.Remote, k.RemotePort), addrPort(k.Node, k.NodePort), addrPort(v.Client, v.ClientPort), front}
+}
+
+func serviceRow(k bpf.SockaddrKey, v bpf.Service) []string {
+	affinity := ""
+	if v.Flags&bpf.ServiceAffinity != 0 {
+		affinity = (time.Duration(v.Affinity) * time.Second).String()
+	}
+	return []string{k.AddrPort().String(), protocol(k.Proto), number(v.Id), number(v.Set), number(v.Count), number(v.OuterSet),
+		number(v.OuterCount), algorithm(v.Algorithm), affinity, serviceFlags(v.Flags)}
+}
+
+func affinityRow(k bpf.AffinityKey, v bpf.Affinity) []string {
+	unused := ""
+	if now, err := clock(); err == nil {
+		unused = max(now-time.Duration(v.Last)*time.Second, 0).Truncate(time.Second).String()
+	}
+	return []string{address(k.Client.Netip()), number(k.Set), number(v.Backend), number(v.Generation), unused}
+}
+
+// algorithm is the name annotations use.
+func algorithm(a bpf.Algorithm) string {
+	switch a {
+	case bpf.AlgorithmRandom:
+		return "random"
+	case bpf.AlgorithmMaglev:
+		return "maglev"
+	case bpf.AlgorithmRR:
+		return "rr"
+	case bpf.AlgorithmLC:
+		return "lc"
+	case bpf.AlgorithmDH:
+		return "dh"
+	case bpf.AlgorithmSH:
+		return "sh"
+	case bpf.AlgorithmSED:
+		return "sed"
+	case bpf.AlgorithmNQ:
+		return "nq"
+	case bpf.AlgorithmP2C:
+		return "p2c"
+	}
+	return number(uint32(a))
+}
+
+type flagName[F ~uint32] struct {
+	flag F
+	name string
+}
+
+func flagNames[F ~uint32](f F, all ...flagName[F]) string {
 	var names []string
-	for _, n := range []struct {
-		flag bpf.RemoteFlags
-		name string
-	}{
-		{bpf.RemoteHost, "host"}, {bpf.RemoteNode, "node"}, {bpf.RemotePod, "pod"}, {bpf.RemoteAPIServer, "apiserver"}, {bpf.RemoteTunnel, "tunnel"},
-	} {
+	for _, n := range all {
 		if f&n.flag != 0 {
 			names = append(names, n.name)
 		}
 	}
 	return strings.Join(names, ",")
+}
+
+func remoteFlags(f bpf.RemoteFlags) string {
+	type name = flagName[bpf.RemoteFlags]
+	return flagNames(f, name{bpf.RemoteHost, "host"}, name{bpf.RemoteNode, "node"}, name{bpf.RemotePod, "pod"},
+		name{bpf.RemoteAPIServer, "apiserver"}, name{bpf.RemoteTunnel, "tunnel"})
+}
+
+func serviceFlags(f bpf.ServiceFlags) string {
+	type name = flagName[bpf.ServiceFlags]
+	return flagNames(f, name{bpf.ServiceClusterIP, "cluster-ip"}, name{bpf.ServiceNodePort, "node-port"},
+		name{bpf.ServiceLoadBalancer, "load-balancer"}, name{bpf.ServiceExternalIP, "external-ip"}, name{bpf.ServiceHostPort, "host-port"},
+		name{bpf.ServiceAffinity, "affinity"}, name{bpf.ServiceSources, "sources"}, name{bpf.ServiceOuterLocal, "outer-local"},
+		name{bpf.ServiceDSR, "dsr"})
 }
 
 func protocol(p uint8) string {

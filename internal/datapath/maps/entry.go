@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/verdict"
@@ -40,29 +41,6 @@ type Device struct {
 	MTU     uint32
 }
 
-// Frontend is the key of strait_service.
-type Frontend struct {
-	netip.AddrPort
-	Protocol uint8
-}
-
-// Service is the value of strait_service.
-type Service struct {
-	ID    uint32 // never 0
-	Count uint32 // slots 0..Count-1 are in use
-	Flags bpf.ServiceFlags
-}
-
-// Slot is the key of strait_slot.
-type Slot struct{ Service, Slot uint32 }
-
-// Backend is the value of strait_backend.
-type Backend struct {
-	netip.AddrPort
-	Protocol   uint8
-	Generation uint32 // changes when the id is given to another address
-}
-
 // Counter is a row of strait_counter, summed over all CPUs.
 type Counter struct {
 	Reason  verdict.Reason
@@ -84,9 +62,22 @@ func put[K, V any](m *Maps, name string, key K, value V) error {
 		return err
 	}
 	if err := k.Put(&key, &value); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return refused(k, name, err)
 	}
 	return nil
+}
+
+// ErrFull is matched by the error of a write that found no room in a map.
+var ErrFull = errors.New("no room")
+
+// refused says what a failed write means.
+func refused(k *ebpf.Map, name string, err error) error {
+	for _, full := range []error{unix.E2BIG, unix.ENOSPC, unix.ENOMEM} {
+		if errors.Is(err, full) {
+			return fmt.Errorf("write %s: %w for more than %d entries", name, ErrFull, k.MaxEntries())
+		}
+	}
+	return fmt.Errorf("write %s: %w", name, err)
 }
 
 // remove deletes an entry; an absent one is no error.
@@ -205,62 +196,6 @@ func (m *Maps) Devices() (out []Device, err error) {
 
 func device(k uint32, v bpf.Device) Device {
 	return Device{Index: k, Address: v.Addr4.Netip(), IPv6: v.Addr6.Netip(), MTU: v.Mtu}
-}
-
-// PutService writes a frontend.
-func (m *Maps) PutService(f Frontend, s Service) error {
-	return put(m, bpf.DatapathMapStraitService, bpf.SockaddrKeyFrom(f.AddrPort, f.Protocol),
-		bpf.Service{Id: s.ID, Count: s.Count, Flags: s.Flags, Set: s.ID, OuterSet: s.ID, OuterCount: s.Count})
-}
-
-// DeleteService removes a frontend.
-func (m *Maps) DeleteService(f Frontend) error {
-	return remove(m, bpf.DatapathMapStraitService, bpf.SockaddrKeyFrom(f.AddrPort, f.Protocol))
-}
-
-// EachService calls fn with every frontend.
-func (m *Maps) EachService(fn func(Frontend, Service)) error {
-	return each(m, bpf.DatapathMapStraitService, func(k bpf.SockaddrKey, v bpf.Service) { fn(frontend(k), service(v)) })
-}
-
-func frontend(k bpf.SockaddrKey) Frontend { return Frontend{k.AddrPort(), k.Proto} }
-
-func service(v bpf.Service) Service { return Service{ID: v.Id, Count: v.Count, Flags: v.Flags} }
-
-// PutSlot makes a slot of a service point to a backend.
-func (m *Maps) PutSlot(s Slot, backend uint32) error {
-	return put(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Set: s.Service, Slot: s.Slot}, bpf.Slot{Backend: backend})
-}
-
-// DeleteSlot removes a slot of a service.
-func (m *Maps) DeleteSlot(s Slot) error {
-	return remove(m, bpf.DatapathMapStraitSlot, bpf.SlotKey{Set: s.Service, Slot: s.Slot})
-}
-
-// EachSlot calls fn with every slot.
-func (m *Maps) EachSlot(fn func(Slot, uint32)) error {
-	return each(m, bpf.DatapathMapStraitSlot, func(k bpf.SlotKey, v bpf.Slot) { fn(Slot{k.Set, k.Slot}, v.Backend) })
-}
-
-// PutBackend writes a backend.
-func (m *Maps) PutBackend(id uint32, b Backend) error {
-	return put(m, bpf.DatapathMapStraitBackend, id, bpf.Backend{
-		Addr: bpf.AddrFrom(b.Addr()), Port: bpf.NetPort(b.Port()), Proto: b.Protocol, Generation: b.Generation,
-	})
-}
-
-// DeleteBackend removes a backend.
-func (m *Maps) DeleteBackend(id uint32) error {
-	return remove(m, bpf.DatapathMapStraitBackend, id)
-}
-
-// EachBackend calls fn with every backend.
-func (m *Maps) EachBackend(fn func(id uint32, b Backend)) error {
-	return each(m, bpf.DatapathMapStraitBackend, func(k uint32, v bpf.Backend) { fn(k, backend(v)) })
-}
-
-func backend(v bpf.Backend) Backend {
-	return Backend{netip.AddrPortFrom(v.Addr.Netip(), bpf.NetPort(v.Port)), v.Proto, v.Generation}
 }
 
 // Counters returns what became of packets, for each reason that has occurred or has a name.

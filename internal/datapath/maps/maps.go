@@ -35,6 +35,7 @@ func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
 		bpf.DatapathMapStraitNat:     sizes.NAT,
 		bpf.DatapathMapStraitService: sizes.Services,
 		bpf.DatapathMapStraitBackend: sizes.Backends,
+		bpf.DatapathMapStraitLoad:    sizes.Backends,
 		bpf.DatapathMapStraitSlot:    2 * sizes.Backends, // a backend of a dual-stack or multi-port service is in several
 		bpf.DatapathMapStraitIpcache: sizes.IPCache,
 	} {
@@ -42,6 +43,7 @@ func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
 			spec.Maps[name].MaxEntries = entries
 		}
 	}
+	spec.Maps[bpf.DatapathMapStraitMaglev].InnerMap.Flags |= anySize
 	return spec, nil
 }
 

@@ -201,7 +201,7 @@ func masqueraded(t *testing.T, m *Maps, pod string, port uint16, lastSeen uint32
 	k := bpf.CtKey{Lo: p, LoPort: bpf.NetPort(port), Hi: world, HiPort: bpf.NetPort(80), Proto: unix.IPPROTO_TCP}
 	e := bpf.CtEntry{Flags: flags | bpf.CtNat, LastSeen: lastSeen, NatAddr: node, NatPort: bpf.NetPort(port + 1000)}
 	n := bpf.NatKey{Remote: world, RemotePort: bpf.NetPort(80), Node: node, NodePort: bpf.NetPort(port + 1000), Proto: unix.IPPROTO_TCP}
-	if got, ok := natKey(k, e); !ok || got != n {
+	if got, ok := natKey(k, e, nil); !ok || got != n {
 		t.Fatalf("natKey = %+v, %v, want %+v", got, ok, n)
 	}
 	err := errors.Join(put(m, bpf.DatapathMapStraitCt, k, e),
@@ -264,7 +264,7 @@ func TestSweepOfEcho(t *testing.T) {
 	k := bpf.CtKey{Lo: world, Hi: pod, LoPort: bpf.NetPort(77), HiPort: bpf.NetPort(77), Proto: unix.IPPROTO_ICMP}
 	e := bpf.CtEntry{Flags: bpf.CtNat | bpf.CtHiBegan, LastSeen: uint32(now / time.Second), NatAddr: node, NatPort: bpf.NetPort(10001)}
 	n := bpf.NatKey{Remote: world, Node: node, NodePort: bpf.NetPort(10001), Proto: unix.IPPROTO_ICMP}
-	if got, ok := natKey(k, e); !ok || got != n {
+	if got, ok := natKey(k, e, nil); !ok || got != n {
 		t.Errorf("natKey = %+v, %v, want %+v", got, ok, n)
 	}
 	if err := errors.Join(put(m, bpf.DatapathMapStraitCt, k, e),
@@ -375,7 +375,7 @@ func TestListAndDump(t *testing.T) {
 		if d.Purpose == "" || d.Type == "" {
 			t.Errorf("incomplete: %+v", d)
 		}
-		if _, err := m.Dump(d.Name, 1); (err != nil) != (d.Name == "strait_sk") {
+		if _, err := m.Dump(d.Name, 1); (err != nil) != (d.Name == "strait_sk" || d.Name == "strait_sk_use") {
 			t.Errorf("dump %s: %v", d.Name, err)
 		}
 	}

@@ -1,179 +1,335 @@
 package sync
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/datapath/maps"
+	"github.com/strait-net/strait/internal/service/maglev"
+	"github.com/strait-net/strait/internal/state"
 )
 
-// model mirrors the three service maps entry by entry: each successful write changes it, so after a failure it says where the
-// kernel stands and the next plan goes on from there.
+// model mirrors the service maps entry by entry: each successful write changes it, so after a failure it says where the kernel stands
+// and the next plan goes on from there.
 type model struct {
 	services map[maps.Frontend]maps.Service
-	owners   map[uint32]maps.Frontend // service id -> who has it
-	slots    map[uint32][]uint32      // service id -> backend ids by slot, 0 where the kernel has none
-	backends map[uint32]maps.Backend
-	ids      map[target]uint32 // backend's address -> its id
-	refs     map[uint32]int    // backend id -> slots that point to it
+	owners   map[uint32]maps.Frontend  // frontend id -> who has it
+	sources  map[uint32][]netip.Prefix // frontend id -> who may use it, sorted
+	sets     map[uint32]*set
+	setIDs   map[state.SetKey]uint32
+	backends map[uint32]*backend
+	ids      map[target]uint32    // backend's address -> its id
+	leaving  map[uint32]time.Time // backends in no slot, and since when
+	stray    []uint32             // rows of strait_load that no backend has
 
 	lastService uint32 // last id given out
+	lastSet     uint32
 	lastBackend uint32
 	generation  uint32 // of backends made from now on; never used before for any id
 }
 
-// target is what makes two backends the same.
-type target struct {
-	netip.AddrPort
-	protocol uint8
+// set is a backend set. It exists in the kernel by its slots, its table and the frontends that name it.
+type set struct {
+	key     state.SetKey
+	claimed bool // key is known: it is in setIDs
+	slots   []maps.Share
+	users   []maps.Frontend
+	table   uint32 // kernel's id of the maglev table, 0: none
+	sum     uint64 // what table was made from, 0: not known
+}
+
+// backend is a row of strait_backend with what belongs to it.
+type backend struct {
+	maps.Backend
+	refs int  // slots that point to it
+	load bool // it has a row in strait_load
+	pod  string
 }
 
 func newModel() *model {
 	return &model{
 		services: map[maps.Frontend]maps.Service{},
 		owners:   map[uint32]maps.Frontend{},
-		slots:    map[uint32][]uint32{},
-		backends: map[uint32]maps.Backend{},
+		sources:  map[uint32][]netip.Prefix{},
+		sets:     map[uint32]*set{},
+		setIDs:   map[state.SetKey]uint32{},
+		backends: map[uint32]*backend{},
 		ids:      map[target]uint32{},
-		refs:     map[uint32]int{},
+		leaving:  map[uint32]time.Time{},
 	}
 }
 
-// op is one write to one map. Exactly one of the first three says which; remove deletes the entry instead.
+type opKind uint8
+
+const (
+	opService opKind = iota
+	opSlot
+	opBackend
+	opLoad
+	opSource
+	opTable
+	opAffinity // forget clients that stay with a backend of a set
+)
+
+// op is one write to one map; remove deletes the entry instead.
 type op struct {
-	service *maps.Frontend
-	slot    *maps.Slot
-	backend uint32 // id; with slot: what the slot points to
-	remove  bool
-	value   maps.Service // with service
-	target  maps.Backend // with backend alone
+	kind   opKind
+	remove bool
+	id     uint32        // of a backend, load, table's set, or set of affinities
+	front  maps.Frontend // opService
+	value  maps.Service
+	slot   maps.Slot // opSlot
+	share  maps.Share
+	target maps.Backend // opBackend
+	pod    string
+	source maps.Source // opSource
+	table  *table      // opTable
 }
 
-// String returns "service 10.0.0.1:80/6 = id 3 count 2", "slot 3/1 -> 7", "delete backend 7".
+// table is what a maglev table is made from.
+type table struct {
+	ids      []uint32
+	backends []maglev.Backend
+	sum      uint64
+}
+
+// String returns "service 10.0.0.1:80/6 = id 3 set 2 count 2", "slot 3/1 -> 7", "delete backend 7".
 func (o op) String() string {
-	verb := ""
+	what, put := "", ""
+	switch o.kind {
+	case opService:
+		what = fmt.Sprintf("service %s/%d", o.front.AddrPort, o.front.Protocol)
+		put = fmt.Sprintf(" = id %d set %d count %d", o.value.ID, o.value.Set, o.value.Count)
+		if o.value.OuterSet != o.value.Set {
+			put += fmt.Sprintf(" outer set %d count %d", o.value.OuterSet, o.value.OuterCount)
+		}
+	case opSlot:
+		what, put = fmt.Sprintf("slot %d/%d", o.slot.Set, o.slot.Slot), fmt.Sprintf(" -> %d", o.share.Backend)
+	case opBackend:
+		what, put = fmt.Sprintf("backend %d", o.id), fmt.Sprintf(" = %s/%d", o.target.AddrPort, o.target.Protocol)
+		if o.target.Flags&bpf.BackendLeaving != 0 {
+			put += " leaving"
+		}
+	case opLoad:
+		what = fmt.Sprintf("load of backend %d", o.id)
+	case opSource:
+		what = fmt.Sprintf("source %s of service id %d", o.source.Prefix, o.source.Service)
+	case opTable:
+		what = fmt.Sprintf("maglev table of set %d", o.id)
+	case opAffinity:
+		what = fmt.Sprintf("affinities of set %d", o.id)
+	}
 	if o.remove {
-		verb = "delete "
+		return "delete " + what
 	}
-	switch {
-	case o.service != nil && o.remove:
-		return fmt.Sprintf("%sservice %s/%d", verb, o.service.AddrPort, o.service.Protocol)
-	case o.service != nil:
-		return fmt.Sprintf("service %s/%d = id %d count %d", o.service.AddrPort, o.service.Protocol, o.value.ID, o.value.Count)
-	case o.slot != nil && o.remove:
-		return fmt.Sprintf("%sslot %d/%d", verb, o.slot.Service, o.slot.Slot)
-	case o.slot != nil:
-		return fmt.Sprintf("slot %d/%d -> %d", o.slot.Service, o.slot.Slot, o.backend)
-	case o.remove:
-		return fmt.Sprintf("%sbackend %d", verb, o.backend)
-	}
-	return fmt.Sprintf("backend %d = %s/%d", o.backend, o.target.AddrPort, o.target.Protocol)
+	return what + put
 }
 
-// apply notes a write that has succeeded.
-func (m *model) apply(o op) {
-	switch {
-	case o.service != nil && o.remove:
-		delete(m.owners, m.services[*o.service].ID)
-		delete(m.services, *o.service)
-	case o.service != nil:
-		m.services[*o.service] = o.value
-		m.owners[o.value.ID] = *o.service
-	case o.slot != nil:
-		to := o.backend
+// apply notes a write that has succeeded. tableID is the kernel's id of a table that was written.
+func (m *model) apply(o op, tableID uint32) {
+	switch o.kind {
+	case opService:
+		m.applyService(o)
+	case opSlot:
+		to := o.share
 		if o.remove {
-			to = 0
+			to = maps.Share{}
 		}
-		m.point(*o.slot, to)
-	case o.remove:
-		b := m.backends[o.backend]
-		delete(m.backends, o.backend)
-		if t := (target{b.AddrPort, b.Protocol}); m.ids[t] == o.backend {
+		m.point(o.slot, to)
+	case opBackend:
+		m.applyBackend(o)
+	case opLoad:
+		if b := m.backends[o.id]; b != nil {
+			b.load = !o.remove
+		} else if i := slices.Index(m.stray, o.id); i >= 0 && o.remove {
+			m.stray = slices.Delete(m.stray, i, i+1)
+		} else if i < 0 && !o.remove {
+			m.stray = append(m.stray, o.id)
+		}
+	case opSource:
+		m.applySource(o)
+	case opTable:
+		s := m.set(o.id)
+		if s.table, s.sum = tableID, 0; !o.remove {
+			s.sum = o.table.sum
+		}
+		m.tidy(o.id)
+	case opAffinity: // nothing of it is mirrored
+	}
+}
+
+func (m *model) applyService(o op) {
+	old, existed := m.services[o.front]
+	if !o.remove {
+		m.join(o.front, o.value) // before it leaves others: a set must not be forgotten between
+	}
+	if existed {
+		if m.owners[old.ID] == o.front {
+			delete(m.owners, old.ID)
+		}
+		m.leave(o.front, old)
+		delete(m.services, o.front)
+	}
+	if !o.remove {
+		m.services[o.front] = o.value
+		m.owners[o.value.ID] = o.front
+	}
+}
+
+func (m *model) applyBackend(o op) {
+	b := m.backends[o.id]
+	if o.remove {
+		if b == nil {
+			return
+		}
+		delete(m.backends, o.id)
+		delete(m.leaving, o.id)
+		if t := (target{b.AddrPort, b.Protocol}); m.ids[t] == o.id {
 			delete(m.ids, t)
 		}
-	default:
-		m.backends[o.backend] = o.target
-		m.ids[target{o.target.AddrPort, o.target.Protocol}] = o.backend
+		if b.load {
+			m.stray = append(m.stray, o.id)
+		}
+		return
 	}
+	if b == nil {
+		b = &backend{pod: o.pod}
+		if i := slices.Index(m.stray, o.id); i >= 0 {
+			m.stray, b.load = slices.Delete(m.stray, i, i+1), true
+		}
+		m.backends[o.id] = b
+		m.leaving[o.id] = time.Now()
+	}
+	b.Backend = o.target
+	m.ids[target{o.target.AddrPort, o.target.Protocol}] = o.id
+}
+
+func (m *model) applySource(o op) {
+	list := m.sources[o.source.Service]
+	i, found := slices.BinarySearchFunc(list, o.source.Prefix, comparePrefix)
+	switch {
+	case o.remove && found:
+		list = slices.Delete(list, i, i+1)
+	case !o.remove && !found:
+		list = slices.Insert(list, i, o.source.Prefix)
+	}
+	if m.sources[o.source.Service] = list; len(list) == 0 {
+		delete(m.sources, o.source.Service)
+	}
+}
+
+// set returns the set with an id, made if need be.
+func (m *model) set(id uint32) *set {
+	s := m.sets[id]
+	if s == nil {
+		s = &set{}
+		m.sets[id] = s
+	}
+	return s
+}
+
+// tidy forgets a set of which nothing is in the kernel.
+func (m *model) tidy(id uint32) {
+	s := m.sets[id]
+	if s == nil || len(s.slots) > 0 || len(s.users) > 0 || s.table != 0 {
+		return
+	}
+	if s.claimed {
+		delete(m.setIDs, s.key)
+	}
+	delete(m.sets, id)
+}
+
+// claim gives a set its name.
+func (m *model) claim(id uint32, key state.SetKey) {
+	s := m.set(id)
+	s.key, s.claimed = key, true
+	m.setIDs[key] = id
+}
+
+// join and leave keep the users of a frontend's sets.
+func (m *model) join(f maps.Frontend, v maps.Service) {
+	for _, id := range setsOf(v) {
+		s := m.set(id)
+		s.users = append(s.users, f)
+	}
+}
+
+func (m *model) leave(f maps.Frontend, v maps.Service) {
+	for _, id := range setsOf(v) {
+		s := m.sets[id]
+		if s == nil {
+			continue
+		}
+		if i := slices.Index(s.users, f); i >= 0 {
+			s.users = slices.Delete(s.users, i, i+1)
+		}
+		m.tidy(id)
+	}
+}
+
+// setsOf returns the sets a row names, each once.
+func setsOf(v maps.Service) []uint32 {
+	out := make([]uint32, 0, 2)
+	for _, id := range [2]uint32{v.Set, v.OuterSet} {
+		if id != 0 && !slices.Contains(out, id) {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // point makes a slot refer to a backend, 0 for none, and keeps the slices without trailing zeros.
-func (m *model) point(s maps.Slot, to uint32) {
-	list := m.slots[s.Service]
-	for uint32(len(list)) <= s.Slot {
-		if to == 0 {
+func (m *model) point(at maps.Slot, to maps.Share) {
+	s := m.set(at.Set)
+	for uint32(len(s.slots)) <= at.Slot {
+		if to.Backend == 0 {
+			m.tidy(at.Set)
 			return
 		}
-		list = append(list, 0)
+		s.slots = append(s.slots, maps.Share{})
 	}
-	if old := list[s.Slot]; old != 0 {
-		if m.refs[old]--; m.refs[old] == 0 {
-			delete(m.refs, old)
-		}
+	m.refer(s.slots[at.Slot].Backend, -1)
+	m.refer(to.Backend, 1)
+	s.slots[at.Slot] = to
+	for len(s.slots) > 0 && s.slots[len(s.slots)-1].Backend == 0 {
+		s.slots = s.slots[:len(s.slots)-1]
 	}
-	if list[s.Slot] = to; to != 0 {
-		m.refs[to]++
-	}
-	for len(list) > 0 && list[len(list)-1] == 0 {
-		list = list[:len(list)-1]
-	}
-	if len(list) == 0 {
-		delete(m.slots, s.Service)
+	m.tidy(at.Set)
+}
+
+func (m *model) refer(id uint32, change int) {
+	b := m.backends[id]
+	if b == nil {
 		return
 	}
-	m.slots[s.Service] = list
+	b.refs += change
+	switch {
+	case b.refs > 0:
+		delete(m.leaving, id)
+	case m.leaving[id].IsZero():
+		m.leaving[id] = time.Now()
+	}
 }
 
-// read fills a fresh model from the kernel. Ids go on from the highest one found, generations from the highest one and from epoch:
-// an id that was given up before this start may still be in a connection's entry, and its next use must differ.
-func read(kernel ServiceMaps, epoch uint32) (*model, error) {
-	m := newModel()
-	err := kernel.EachService(func(f maps.Frontend, s maps.Service) {
-		m.lastService = max(m.lastService, s.ID)
-		if _, taken := m.owners[s.ID]; s.ID == 0 || taken {
-			s.ID = 0 // not valid, or another's: plan gives it a new one
-		} else {
-			m.owners[s.ID] = f
-		}
-		m.services[f] = s
-	})
-	if err != nil {
-		return nil, err
-	}
-	m.generation = epoch
-	err = kernel.EachBackend(func(id uint32, b maps.Backend) {
-		m.lastBackend = max(m.lastBackend, id)
-		m.generation = max(m.generation, b.Generation+1)
-		m.backends[id] = b
-		t := target{b.AddrPort, b.Protocol}
-		if other, twice := m.ids[t]; !twice || id < other {
-			m.ids[t] = id
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = kernel.EachSlot(func(s maps.Slot, backend uint32) {
-		m.lastService = max(m.lastService, s.Service)
-		if s.Slot < maxSlots {
-			m.point(s, backend)
-		}
-	})
-	return m, err
-}
-
-// maxSlots bounds what a corrupt key can make us allocate.
-const maxSlots = 1 << 20
-
-// nextService and nextBackend give out ids upwards; after the last one they begin again with free ones.
+// nextService, nextSet and nextBackend give out ids upwards; after the last one they begin again with free ones.
 func (m *model) nextService() uint32 {
 	for {
 		m.lastService++
-		_, taken := m.owners[m.lastService]
-		if m.lastService != 0 && !taken && len(m.slots[m.lastService]) == 0 {
+		if _, taken := m.owners[m.lastService]; m.lastService != 0 && !taken && m.sources[m.lastService] == nil {
 			return m.lastService
+		}
+	}
+}
+
+func (m *model) nextSet() uint32 {
+	for {
+		m.lastSet++
+		if _, taken := m.sets[m.lastSet]; m.lastSet != 0 && !taken {
+			return m.lastSet
 		}
 	}
 }
@@ -189,150 +345,4 @@ func (m *model) nextBackend() uint32 {
 			return m.lastBackend
 		}
 	}
-}
-
-// planFrontend lists the writes that make f have exactly the targets, in an order in which the datapath never meets a slot in use
-// without a backend: new backends, slots, then a higher count; a lower count first, and what is no longer used last. Slots
-// that stay keep their place; one that leaves is filled by a new one or by the last.
-func (m *model) planFrontend(f maps.Frontend, flags bpf.ServiceFlags, targets []target) []op {
-	svc, exists := m.services[f]
-	if !exists || svc.ID == 0 {
-		svc = maps.Service{ID: m.nextService()}
-	}
-	now := m.slots[svc.ID]
-	next, made := m.arrange(now, targets)
-
-	ops := made
-	count := func() {
-		want := maps.Service{ID: svc.ID, Count: uint32(len(next)), Flags: flags}
-		if have, ok := m.services[f]; !ok || have != want {
-			ops = append(ops, op{service: &f, value: want})
-		}
-	}
-	shrink := exists && uint32(len(next)) < svc.Count
-	if shrink {
-		count()
-	}
-	for i, id := range next {
-		if i >= len(now) || now[i] != id {
-			ops = append(ops, op{slot: &maps.Slot{Service: svc.ID, Slot: uint32(i)}, backend: id})
-		}
-	}
-	if !shrink {
-		count()
-	}
-	for i := len(now) - 1; i >= len(next); i-- {
-		if now[i] != 0 {
-			ops = append(ops, op{slot: &maps.Slot{Service: svc.ID, Slot: uint32(i)}, remove: true})
-		}
-	}
-	return append(ops, m.unused(now, next)...)
-}
-
-// planRemoval lists the writes that make f not exist.
-func (m *model) planRemoval(f maps.Frontend) []op {
-	svc, exists := m.services[f]
-	if !exists {
-		return nil
-	}
-	ops := []op{{service: &f, remove: true}}
-	if svc.ID == 0 {
-		return ops
-	}
-	return append(ops, m.planSlots(svc.ID)...)
-}
-
-// planSlots lists the writes that remove all slots of a service id that no frontend uses.
-func (m *model) planSlots(id uint32) []op {
-	now := m.slots[id]
-	var ops []op
-	for i := len(now) - 1; i >= 0; i-- {
-		if now[i] != 0 {
-			ops = append(ops, op{slot: &maps.Slot{Service: id, Slot: uint32(i)}, remove: true})
-		}
-	}
-	return append(ops, m.unused(now, nil)...)
-}
-
-// planLeftovers lists the writes that remove slots without a service and backends without a slot.
-func (m *model) planLeftovers() []op {
-	var ops []op
-	gone := map[uint32]int{}
-	for _, id := range sorted(m.slots, cmp.Compare[uint32]) {
-		if _, used := m.owners[id]; used {
-			continue
-		}
-		for i := len(m.slots[id]) - 1; i >= 0; i-- {
-			if b := m.slots[id][i]; b != 0 {
-				ops = append(ops, op{slot: &maps.Slot{Service: id, Slot: uint32(i)}, remove: true})
-				gone[b]++
-			}
-		}
-	}
-	for _, id := range sorted(m.backends, cmp.Compare[uint32]) {
-		if m.refs[id] == gone[id] {
-			ops = append(ops, op{backend: id, remove: true})
-		}
-	}
-	return ops
-}
-
-// arrange returns the backend ids of the next slots and the writes of backends that do not exist yet.
-func (m *model) arrange(now []uint32, targets []target) (next []uint32, made []op) {
-	missing := make(map[target]bool, len(targets))
-	for _, t := range targets {
-		missing[t] = true
-	}
-	size := len(missing)
-	next = make([]uint32, size)
-	var spare []uint32 // stay, but stand beyond the new end
-	for i, id := range now {
-		b, known := m.backends[id]
-		t := target{b.AddrPort, b.Protocol}
-		if !known || !missing[t] {
-			continue
-		}
-		delete(missing, t)
-		if i < size {
-			next[i] = id
-		} else {
-			spare = append(spare, id)
-		}
-	}
-	for _, t := range targets { // in the order of the row, not of a map
-		if !missing[t] {
-			continue
-		}
-		delete(missing, t)
-		id, known := m.ids[t]
-		if !known {
-			id = m.nextBackend()
-			made = append(made, op{backend: id, target: maps.Backend{AddrPort: t.AddrPort, Protocol: t.protocol, Generation: m.generation}})
-		}
-		spare = append(spare, id)
-	}
-	for i := range next {
-		if next[i] == 0 {
-			next[i], spare = spare[0], spare[1:]
-		}
-	}
-	return next, made
-}
-
-// unused lists the deletion of backends that lose their last slot when now becomes next.
-func (m *model) unused(now, next []uint32) []op {
-	change := map[uint32]int{}
-	for _, id := range now {
-		change[id]--
-	}
-	for _, id := range next {
-		change[id]++
-	}
-	var ops []op
-	for _, id := range sorted(change, cmp.Compare[uint32]) {
-		if _, exists := m.backends[id]; exists && change[id] < 0 && m.refs[id]+change[id] <= 0 {
-			ops = append(ops, op{backend: id, remove: true})
-		}
-	}
-	return ops
 }
