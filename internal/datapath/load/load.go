@@ -27,6 +27,15 @@ type Config struct {
 	LocalLo, LocalHi uint16
 	SocketLB         bool
 	TCX              bool // programs will be attached by tcx links
+	XDP              bool // the program of XDP is wanted
+
+	Services    config.ServiceMode // empty: on
+	NetnsCookie uint64             // of the node's own network namespace; 0: it is not told from others
+	// NodePortLo and NodePortHi are the ports other programs may not bind to, inclusive; zero: none.
+	NodePortLo, NodePortHi uint16
+	MaglevSize             uint32 // entries of a table; 0: tables are not used
+	GuardMark              uint32 // sockets with this mark may bind to the guarded ports; 0: none may
+	Imported               bool   // strait_nat has entries of another proxy, whose ports lie outside the range
 }
 
 // Programs are the loaded programs. They live until Close or as long as they are attached.
@@ -68,8 +77,12 @@ func Load(spec *ebpf.CollectionSpec, m *maps.Maps, c Config) (*Programs, error) 
 	}
 	for name, p := range spec.Programs {
 		switch p.Type {
-		case ebpf.CGroupSockAddr:
+		case ebpf.CGroupSockAddr, ebpf.CGroupSock:
 			if !c.SocketLB {
+				delete(spec.Programs, name)
+			}
+		case ebpf.XDP:
+			if !c.XDP {
 				delete(spec.Programs, name)
 			}
 		case ebpf.SchedCLS:
@@ -103,10 +116,31 @@ func (c Config) check() error {
 	if c.PodMTU != 0 && c.PodMTU < 1280 {
 		errs = append(errs, fmt.Errorf("MTU %d of pods: want at least 1280, the least IPv6 allows (RFC 8200)", c.PodMTU))
 	}
+	if (c.NodePortLo == 0) != (c.NodePortHi == 0) || c.NodePortLo > c.NodePortHi {
+		errs = append(errs, fmt.Errorf("services.nodePorts %d-%d: want min-max, both 1 to 65535", c.NodePortLo, c.NodePortHi))
+	} else if c.NodePortHi != 0 && c.NodePortLo <= c.MasqueradeHi && c.MasqueradeLo <= c.NodePortHi {
+		errs = append(errs, fmt.Errorf("services.nodePorts %d-%d overlap masqueradePorts %d-%d: a reply could not be told from a new connection",
+			c.NodePortLo, c.NodePortHi, c.MasqueradeLo, c.MasqueradeHi))
+	}
 	if _, err := c.network(); err != nil {
 		errs = append(errs, err)
 	}
+	if _, err := c.services(); err != nil {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
+}
+
+func (c Config) services() (bpf.ServiceMode, error) {
+	switch c.Services {
+	case config.ServicesOn, "":
+		return bpf.ServicesOn, nil
+	case config.ServicesOff:
+		return bpf.ServicesOff, nil
+	case config.ServicesDrain:
+		return bpf.ServicesDrain, nil
+	}
+	return 0, fmt.Errorf("services.mode %q: want %s, %s or %s", c.Services, config.ServicesOn, config.ServicesOff, config.ServicesDrain)
 }
 
 func (c Config) network() (bpf.Network, error) {
@@ -126,7 +160,18 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 	if err != nil {
 		return err
 	}
+	services, err := c.services()
+	if err != nil {
+		return err
+	}
 	for name, value := range map[string]any{
+		bpf.DatapathVarCfgServices:     services,
+		bpf.DatapathVarCfgNetnsCookie:  c.NetnsCookie,
+		bpf.DatapathVarCfgNodePortMin:  c.NodePortLo,
+		bpf.DatapathVarCfgNodePortMax:  c.NodePortHi,
+		bpf.DatapathVarCfgMaglevSize:   c.MaglevSize,
+		bpf.DatapathVarCfgGuardMark:    c.GuardMark,
+		bpf.DatapathVarCfgImported:     c.Imported,
 		bpf.DatapathVarCfgNetwork:      network,
 		bpf.DatapathVarCfgVxlanIfindex: uint32(c.VXLANIndex),
 		bpf.DatapathVarCfgPodMtu:       uint32(c.PodMTU),
@@ -173,8 +218,10 @@ func assert(spec *ebpf.CollectionSpec) error {
 		sizeOf[uint64, bpf.Netns](bpf.DatapathMapStraitNetns),
 		sizeOf[bpf.SourceKey, uint32](bpf.DatapathMapStraitSource),
 		sizeOf[bpf.AnnounceKey, bpf.Announce](bpf.DatapathMapStraitAnnounce),
+		sizeOf[uint32, uint32](bpf.DatapathMapStraitMaglev),
 		sizeOf[uint32, bpf.Backend](bpf.DatapathMapStraitBackend),
 		sizeOf[int32, bpf.SkPeer](bpf.DatapathMapStraitSk),
+		sizeOf[int32, bpf.SkUse](bpf.DatapathMapStraitSkUse),
 		sizeOf[bpf.DgramKey, bpf.SockaddrKey](bpf.DatapathMapStraitDgram),
 		sizeOf[uint32, bpf.Counter](bpf.DatapathMapStraitCounter),
 	} {

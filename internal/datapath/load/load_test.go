@@ -23,6 +23,7 @@ func good() Config {
 	return Config{
 		Network: config.Island, VXLANIndex: 7, PodMTU: 1450, MasqueradeLo: 10000, MasqueradeHi: 29999,
 		LocalLo: 32768, LocalHi: 60999, SocketLB: true, TCX: true,
+		Services: config.ServicesOn, NetnsCookie: 1, NodePortLo: 30000, NodePortHi: 32767, MaglevSize: 16381,
 	}
 }
 
@@ -35,6 +36,9 @@ func TestBadConfigNamesValues(t *testing.T) {
 		{func(c *Config) { c.MasqueradeLo = 30000 }, "masqueradePorts 30000-29999: want"},
 		{func(c *Config) { c.Network = "peninsula" }, `network "peninsula": want island, flat or isolated`},
 		{func(c *Config) { c.PodMTU = 576 }, "MTU 576"},
+		{func(c *Config) { c.Services = "maybe" }, `services.mode "maybe": want on, off or drain`},
+		{func(c *Config) { c.NodePortHi = 0 }, "services.nodePorts 30000-0: want"},
+		{func(c *Config) { c.NodePortLo = 29999 }, "services.nodePorts 29999-32767 overlap masqueradePorts 10000-29999"},
 	} {
 		config := good()
 		c.change(&config)
@@ -127,8 +131,10 @@ func TestLoadUsesPinnedMaps(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := slices.Contains(p.Names(), bpf.DatapathProgStraitConnect4); got != sockets {
-				t.Errorf("socket programs loaded: %v, want %v", got, sockets)
+			for _, name := range []string{bpf.DatapathProgStraitConnect4, bpf.DatapathProgStraitBind4, bpf.DatapathProgStraitRelease} {
+				if got := slices.Contains(p.Names(), name); got != sockets {
+					t.Errorf("%s loaded: %v, want %v", name, got, sockets)
+				}
 			}
 			info, err := p.Program(bpf.DatapathProgStraitFromPod).Info()
 			if err != nil {
