@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -238,46 +237,6 @@ func (c *Cluster) Apply(file string, objects ...map[string]any) {
 func (c *Cluster) Remove(file string) {
 	c.t.Helper()
 	must(c.t, os.Remove(filepath.Join(c.objects, file+".yaml")))
-}
-
-// ApplyService writes a ClusterIP Service with one port and its EndpointSlices, one per family of the backends.
-func (c *Cluster) ApplyService(name string, port int, clusterIPs []netip.Addr, targetPort int, backends ...netip.Addr) {
-	c.t.Helper()
-	c.Apply("service-"+name, ServiceObjects(name, port, clusterIPs, targetPort, backends...)...)
-}
-
-// ServiceObjects returns the objects of ApplyService.
-func ServiceObjects(name string, port int, clusterIPs []netip.Addr, targetPort int, backends ...netip.Addr) []map[string]any {
-	var ips []string
-	for _, a := range clusterIPs {
-		ips = append(ips, a.String())
-	}
-	var servicePorts, slicePorts []any
-	for _, proto := range []string{"TCP", "UDP"} {
-		servicePorts = append(servicePorts, map[string]any{"name": strings.ToLower(proto), "port": port, "targetPort": targetPort, "protocol": proto})
-		slicePorts = append(slicePorts, map[string]any{"name": strings.ToLower(proto), "port": targetPort, "protocol": proto})
-	}
-	objects := []map[string]any{{
-		"apiVersion": "v1", "kind": "Service",
-		"metadata": map[string]any{"name": name, "namespace": "default"},
-		"spec":     map[string]any{"type": "ClusterIP", "clusterIP": ips[0], "clusterIPs": ips, "ports": servicePorts},
-	}}
-	for family, v6 := range map[string]bool{"IPv4": false, "IPv6": true} {
-		var endpoints []any
-		for _, b := range backends {
-			if b.Is6() == v6 {
-				endpoints = append(endpoints, map[string]any{
-					"addresses": []string{b.String()}, "conditions": map[string]any{"ready": true, "serving": true, "terminating": false},
-				})
-			}
-		}
-		objects = append(objects, map[string]any{
-			"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-			"metadata":    map[string]any{"name": name + "-" + strings.ToLower(family), "namespace": "default", "labels": map[string]any{"kubernetes.io/service-name": name}},
-			"addressType": family, "ports": slicePorts, "endpoints": endpoints,
-		})
-	}
-	return objects
 }
 
 func writeYAML(t T, path string, v any) {

@@ -158,7 +158,16 @@ type Pod struct {
 	IPv4, IPv6  netip.Addr
 	ContainerID string
 	Result      *current.Result
+	HostPorts   []HostPortMapping // set before Attach
 	node        *Node
+}
+
+// HostPortMapping is one of CNI's portMappings.
+type HostPortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP,omitempty"`
 }
 
 // AddPod makes a pod's namespace and attaches it through the plugin.
@@ -185,10 +194,14 @@ func (n *Node) NewSandbox(name string) *Pod {
 }
 
 func (p *Pod) runtime() *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{
+	rt := &libcni.RuntimeConf{
 		ContainerID: p.ContainerID, NetNS: p.Path(), IfName: "eth0",
 		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_UID", p.ContainerID}},
 	}
+	if len(p.HostPorts) > 0 {
+		rt.CapabilityArgs = map[string]any{"portMappings": p.HostPorts}
+	}
+	return rt
 }
 
 // Attach runs ADD.
@@ -245,10 +258,10 @@ func (p *Pod) Address(v6 bool) netip.Addr {
 	return p.IPv4
 }
 
-// Echo starts an echo server (TCP and UDP) and returns when it listens.
+// Echo starts an echo server (TCP and UDP) that answers with the name of the namespace, in which there must be no x, and returns when it listens.
 func (n *Namespace) Echo(port int) {
 	n.t.Helper()
-	cmd := n.self(fmt.Sprintf("echo %d", port))
+	cmd := n.self(fmt.Sprintf("echo %d %s", port, n.Name))
 	out, err := cmd.StdoutPipe()
 	must(n.t, err)
 	cmd.Stderr = os.Stderr

@@ -34,7 +34,8 @@ func Role(role string) int {
 		signal.Notify(stop, syscall.SIGTERM)
 		<-stop
 	case "echo":
-		err = echo(arg)
+		port, name, _ := strings.Cut(arg, " ")
+		err = echo(port, name)
 	case "probe":
 		err = probe(arg)
 	default:
@@ -47,8 +48,8 @@ func Role(role string) int {
 	return 0
 }
 
-// echo answers on TCP and UDP port arg, both families, each line with "<client address> <line>".
-func echo(port string) error {
+// echo answers on a TCP and UDP port, both families, each line with "<client address> <name of the server> <line>".
+func echo(port, name string) error {
 	listener, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		return err
@@ -65,7 +66,7 @@ func echo(port string) error {
 			if err != nil {
 				return
 			}
-			_, _ = packets.WriteTo([]byte(from.String()+" "+string(buf[:n])), from)
+			_, _ = packets.WriteTo([]byte(from.String()+" "+name+" "+string(buf[:n])), from)
 		}
 	}()
 	for {
@@ -73,11 +74,11 @@ func echo(port string) error {
 		if err != nil {
 			return err
 		}
-		go answer(conn)
+		go answer(conn, name)
 	}
 }
 
-func answer(conn net.Conn) {
+func answer(conn net.Conn, name string) {
 	defer func() { _ = conn.Close() }()
 	buf := make([]byte, 65536)
 	for {
@@ -85,7 +86,7 @@ func answer(conn net.Conn) {
 		if err != nil {
 			return
 		}
-		if _, err := io.WriteString(conn, conn.RemoteAddr().String()+" "+string(buf[:n])); err != nil {
+		if _, err := io.WriteString(conn, conn.RemoteAddr().String()+" "+name+" "+string(buf[:n])); err != nil {
 			return
 		}
 	}
@@ -107,11 +108,13 @@ type Probe struct {
 
 // Answer is what came of a Probe.
 type Answer struct {
-	OK      int      `json:"ok"`
-	Failed  int      `json:"failed"`
-	Errors  []string `json:"errors,omitempty"` // the first few
-	Seen    string   `json:"seen"`             // client address as the server saw it, last exchange
-	Peer    string   `json:"peer"`             // getpeername, or the sender of the answer when unconnected
+	OK      int            `json:"ok"`
+	Failed  int            `json:"failed"`
+	Errors  []string       `json:"errors,omitempty"` // the first few
+	Seen    string         `json:"seen"`             // client address as the server saw it, last exchange
+	Server  string         `json:"server"`           // who answered last
+	Servers map[string]int `json:"servers"`          // exchanges by who answered
+	Peer    string         `json:"peer"`             // getpeername, or the sender of the answer when unconnected
 	Longest time.Duration
 }
 
@@ -198,8 +201,8 @@ func (a *Answer) exchangeUnconnected(p Probe, payload string) error {
 	}, payload)
 }
 
-// read takes "<client address> <payload>" from a stream or a datagram. A stream's server may have read the payload in several parts and
-// put the address before each.
+// read takes "<client address> <server> <payload>" from a stream or a datagram. A stream's server may have read the payload in several parts and
+// put the addresses before each.
 func (a *Answer) read(read func([]byte) (int, error), payload string) error {
 	var got strings.Builder
 	buf := make([]byte, 65536)
@@ -208,9 +211,17 @@ func (a *Answer) read(read func([]byte) (int, error), payload string) error {
 		if err != nil {
 			return err
 		}
-		received += bytes.Count(buf[:n], []byte("x")) // which no address has
+		received += bytes.Count(buf[:n], []byte("x")) // which neither addresses nor names have
 		got.Write(buf[:n])
 	}
-	a.Seen, _, _ = strings.Cut(got.String(), " ")
+	fields := strings.Fields(got.String())
+	if len(fields) < 3 {
+		return fmt.Errorf("server said %q", got.String())
+	}
+	a.Seen, a.Server = fields[0], fields[1]
+	if a.Servers == nil {
+		a.Servers = map[string]int{}
+	}
+	a.Servers[a.Server]++
 	return nil
 }
