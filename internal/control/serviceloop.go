@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ type Services struct {
 	owner map[string]state.ServiceName
 	// exposed holds the services with addresses that Kubernetes did not choose: nodes can be in their way.
 	exposed map[claimant]struct{}
-	// occupied is what nodes and pods have; nil: to be made from the nodes when it is needed next.
+	// occupied is what nodes and pods have; nil, when nothing is exposed: to be made from the nodes when it is needed next.
 	occupied *territory
 	// contested holds the frontends that several claim.
 	contested map[string]*contest
@@ -124,10 +125,13 @@ func (s *Services) movedNodes(nodes []table.Change[state.Node]) []claimant {
 	if len(nodes) == 0 {
 		return nil
 	}
-	s.occupied = nil
-	dirty := make([]claimant, 0, len(s.exposed))
-	for c := range s.exposed {
-		dirty = append(dirty, c)
+	var dirty []claimant
+	before := s.occupied
+	if s.occupied = nil; len(s.exposed) > 0 {
+		s.occupied = occupied(s.state.Nodes.Snapshot().All())
+		if !slices.Equal(before.held, s.occupied.held) {
+			dirty = slices.AppendSeq(make([]claimant, 0, len(s.exposed)), maps.Keys(s.exposed))
+		}
 	}
 	for _, c := range nodes {
 		if c.Row.Name == s.local.Node && !c.Deleted && c.Row.Zone != s.local.Zone {

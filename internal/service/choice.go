@@ -52,10 +52,13 @@ func candidates(svc state.Service, port state.ServicePort, endpoints []state.End
 		}
 	}
 	slices.SortFunc(out, func(a, b candidate) int {
+		if c := a.target.Compare(b.target); c != 0 {
+			return c
+		}
 		// What follows the grade only makes the result independent of the order of slices.
-		return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.grade, a.grade), strings.Compare(a.Node, b.Node),
-			strings.Compare(a.Zone, b.Zone), strings.Compare(a.Pod, b.Pod), slices.Compare(a.ForNodes, b.ForNodes),
-			slices.Compare(a.ForZones, b.ForZones), compareBool(a.Terminating, b.Terminating))
+		return cmp.Or(cmp.Compare(b.grade, a.grade), strings.Compare(a.Node, b.Node), strings.Compare(a.Zone, b.Zone),
+			strings.Compare(a.Pod, b.Pod), slices.Compare(a.ForNodes, b.ForNodes), slices.Compare(a.ForZones, b.ForZones),
+			compareBool(a.Terminating, b.Terminating))
 	})
 	return slices.CompactFunc(out, func(a, b candidate) bool { return a.target == b.target })
 }
