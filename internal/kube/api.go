@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/strait-net/strait/api/v1alpha1"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
 )
@@ -61,6 +62,13 @@ func NewAPIServer(client *Client, tables Tables, log *slog.Logger) *APIServer {
 		// The server leaves out what ToEndpointSlice would: slices of headless services may be the most of all.
 		addReflector(a, "endpointslice", client.discovery, "endpointslices", "!"+corev1.IsHeadlessService,
 			tables.EndpointSlices, &discoveryv1.EndpointSlice{}, state.EndpointSlice.Equal, ToEndpointSlice)
+	}
+	if tables.Pools != nil {
+		addReflector(a, "loadbalancerpool", client.strait, poolResource, "", tables.Pools, &v1alpha1.LoadBalancerPool{}, state.Pool.Equal,
+			func(o *v1alpha1.LoadBalancerPool) (state.Pool, bool, error) { p, err := ToPool(o); return p, true, err })
+	}
+	if tables.Claims != nil {
+		addReflector(a, "service", client.core, "services", "", tables.Claims, &corev1.Service{}, state.Claim.Equal, ToClaim)
 	}
 	return a
 }

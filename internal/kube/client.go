@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/strait-net/strait/api/v1alpha1"
 	"github.com/strait-net/strait/internal/config"
 )
 
@@ -31,7 +32,15 @@ type Client struct {
 	core      rest.Interface
 	discovery rest.Interface
 	lease     rest.Interface
+	strait    rest.Interface // our own kinds
+	status    rest.Interface // of Services: many at once, when a pool is made for those that have waited
 }
+
+// Requests per second and burst of one client: what many nodes together may cost the server.
+const (
+	queries, burst             = 50, 100
+	statusQueries, statusBurst = 1000, 1000 // there is one operator
+)
 
 // Host returns the server's URL.
 func (c *Client) Host() string { return c.host }
@@ -49,20 +58,25 @@ func NewClient(api config.API, userAgent string) (*Client, error) {
 // NewClientFor returns a client for a server described by client-go.
 func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme, v1alpha1.AddToScheme,
+	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
 		}
 	}
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	codecs := serializer.NewCodecFactory(scheme)
-	open := func(group schema.GroupVersion, path string) (rest.Interface, error) {
+	open := func(group schema.GroupVersion, path string, qps float32, burst int) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
 		c.GroupVersion, c.APIPath, c.NegotiatedSerializer = &group, path, codecs.WithoutConversion()
 		c.ContentType = runtime.ContentTypeProtobuf
 		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+		if group == v1alpha1.GroupVersion() {
+			c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // all that custom resources have
+		}
 		c.UserAgent = userAgent
-		c.QPS, c.Burst = 50, 100
+		c.QPS, c.Burst = qps, burst
 		client, err := rest.RESTClientFor(c)
 		if err != nil {
 			return nil, fmt.Errorf("client of %s for %s: %w", cfg.Host, group, err)
@@ -70,10 +84,12 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 		return client, nil
 	}
 	c := &Client{host: cfg.Host}
-	var errs [3]error
-	c.core, errs[0] = open(corev1.SchemeGroupVersion, "/api")
-	c.discovery, errs[1] = open(discoveryv1.SchemeGroupVersion, "/apis")
-	c.lease, errs[2] = open(coordinationv1.SchemeGroupVersion, "/apis")
+	var errs [5]error
+	c.core, errs[0] = open(corev1.SchemeGroupVersion, "/api", queries, burst)
+	c.discovery, errs[1] = open(discoveryv1.SchemeGroupVersion, "/apis", queries, burst)
+	c.lease, errs[2] = open(coordinationv1.SchemeGroupVersion, "/apis", queries, burst)
+	c.strait, errs[3] = open(v1alpha1.GroupVersion(), "/apis", queries, burst)
+	c.status, errs[4] = open(corev1.SchemeGroupVersion, "/api", statusQueries, statusBurst)
 	return c, errors.Join(errs[:]...)
 }
 

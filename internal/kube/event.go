@@ -9,6 +9,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/strait-net/strait/api/v1alpha1"
+	"github.com/strait-net/strait/internal/state"
 )
 
 // Severity is the type of an event.
@@ -41,6 +44,22 @@ func (e *Events) Node(name, uid string, severity Severity, reason, message strin
 	}
 	e.log.Info("event", "node", name, "severity", string(severity), "reason", reason, "message", message)
 	e.recorder.Event(&corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: name, UID: types.UID(uid)}, string(severity), reason, message)
+}
+
+// Service records an event about a Service.
+func (e *Events) Service(name state.ServiceName, uid string, severity Severity, reason, message string) {
+	e.log.Info("event", "service", name.String(), "severity", string(severity), "reason", reason, "message", message)
+	e.recorder.Event(&corev1.ObjectReference{
+		Kind: "Service", APIVersion: "v1", Namespace: name.Namespace, Name: name.Name, UID: types.UID(uid),
+	}, string(severity), reason, message)
+}
+
+// Pool records an event about a LoadBalancerPool.
+func (e *Events) Pool(name, uid string, severity Severity, reason, message string) {
+	e.log.Info("event", "loadbalancerpool", name, "severity", string(severity), "reason", reason, "message", message)
+	e.recorder.Event(&corev1.ObjectReference{
+		Kind: "LoadBalancerPool", APIVersion: v1alpha1.GroupVersion().String(), Name: name, UID: types.UID(uid),
+	}, string(severity), reason, message)
 }
 
 // eventSink writes events through our own small client.

@@ -178,6 +178,7 @@ func (r *serviceReader) policy(field, text string) state.TrafficPolicy {
 func (r *serviceReader) loadBalancer() {
 	r.row.Class = deref(r.o.Spec.LoadBalancerClass, "")
 	r.row.Labels = r.o.Labels
+	r.row.Allocation = allocation(r.o)
 	for i, ingress := range r.o.Status.LoadBalancer.Ingress {
 		// With ipMode Proxy the balancer wants to see the connections of the cluster's own clients, too.
 		if ingress.IP == "" || deref(ingress.IPMode, corev1.LoadBalancerIPModeVIP) != corev1.LoadBalancerIPModeVIP {

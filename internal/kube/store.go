@@ -21,6 +21,8 @@ type Tables struct {
 	Nodes          *table.Table[state.Node]
 	Services       *table.Table[state.Service]
 	EndpointSlices *table.Table[state.EndpointSlice]
+	Pools          *table.Table[state.Pool]  // of the operator; only from an API server
+	Claims         *table.Table[state.Claim] // the same
 	Problems       *table.Table[state.Problem]
 }
 

@@ -124,6 +124,8 @@ type Service struct {
 	// RequestedIPs are the LoadBalancer addresses asked for: spec.loadBalancerIP and the annotation.
 	RequestedIPs []netip.Addr
 	Labels       map[string]string // only of type LoadBalancer, for the selectors of pools
+	// Allocation is what became of its LoadBalancer addresses.
+	Allocation Allocation
 
 	ExternalPolicy      TrafficPolicy
 	InternalPolicy      TrafficPolicy

@@ -13,6 +13,8 @@ type State struct {
 	Routes    *table.Table[Route]
 	Frontends *table.Table[Frontend]
 
+	Announcements *table.Table[Announcement]
+
 	Endpoints *table.Table[Endpoint]
 	Devices   *table.Table[Device]
 	Problems  *table.Table[Problem]
@@ -27,6 +29,7 @@ func New() *State {
 		Remotes:        NewRemotes(),
 		Routes:         NewRoutes(),
 		Frontends:      NewFrontends(),
+		Announcements:  NewAnnouncements(),
 		Endpoints:      NewEndpoints(),
 		Devices:        NewDevices(),
 		Problems:       NewProblems(),
