@@ -10,6 +10,11 @@ type metrics struct {
 	errors   prometheus.Counter
 	cidrs    *prometheus.GaugeVec
 	findings *prometheus.GaugeVec
+
+	allocations      prometheus.Counter
+	allocationErrors prometheus.Counter
+	addresses        *prometheus.GaugeVec
+	waiting          *prometheus.GaugeVec
 }
 
 func newMetrics(registry *prometheus.Registry) *metrics {
@@ -32,9 +37,39 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		findings: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "strait_operator_findings", Help: "Nodes whose pod CIDRs need a person, by reason.",
 		}, []string{"reason"}),
+		allocations: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "strait_operator_service_statuses_written_total", Help: "Statuses of Services of type LoadBalancer that were written.",
+		}),
+		allocationErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "strait_operator_service_status_errors_total", Help: "Statuses of Services that could not be written and are tried again.",
+		}),
+		addresses: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "strait_operator_loadbalancer_addresses", Help: "Addresses of LoadBalancerPools by pool, family and state (used, free).",
+		}, []string{"pool", "family", "state"}),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "strait_operator_loadbalancer_services_without_address", Help: "Services of type LoadBalancer without the addresses they want, by reason.",
+		}, []string{"reason"}),
 	}
-	registry.MustRegister(m.leader, m.assigned, m.refused, m.errors, m.cidrs, m.findings)
+	registry.MustRegister(m.leader, m.assigned, m.refused, m.errors, m.cidrs, m.findings, m.allocations, m.allocationErrors, m.addresses, m.waiting)
 	return m
+}
+
+func (m *metrics) showPools(p balance) {
+	m.addresses.Reset()
+	for _, v := range p.verdicts {
+		for f, family := range []string{"IPv4", "IPv6"} {
+			if n := v.status.Counts[f]; n.Total > 0 {
+				m.addresses.WithLabelValues(v.Name, family, "used").Set(float64(n.Allocated))
+				m.addresses.WithLabelValues(v.Name, family, "free").Set(float64(n.Free))
+			}
+		}
+	}
+	m.waiting.Reset()
+	for _, g := range p.grants {
+		if !g.Says.Done {
+			m.waiting.WithLabelValues(g.Says.Reason).Inc()
+		}
+	}
 }
 
 func (m *metrics) show(p plan) {

@@ -1,4 +1,5 @@
-// Package operator is the cluster-wide process: it gives nodes their pod CIDRs and finds what is wrong with them.
+// Package operator is the cluster-wide process: it gives nodes their pod CIDRs and services their LoadBalancer addresses, and finds
+// what is wrong with them.
 package operator
 
 import (
@@ -96,9 +97,15 @@ func (o *operator) lead(ctx context.Context) error {
 	defer o.metrics.leader.Set(0)
 	o.events = kube.NewEvents(ctx, o.Client, component, o.Identity, o.Log)
 	st := state.New()
-	source := kube.NewAPIServer(o.Client, kube.Tables{Nodes: st.Nodes, Problems: st.Problems}, o.Log)
+	pools, claims := state.NewPools(), state.NewClaims()
+	source := kube.NewAPIServer(o.Client, kube.Tables{Nodes: st.Nodes, Pools: pools, Claims: claims, Problems: st.Problems}, o.Log)
+	addresses := balancer{
+		cfg: o.Config.Config, client: o.Client, events: o.events, metrics: o.metrics, log: o.Log,
+		nodes: st.Nodes, pools: pools, claims: claims, sent: map[string][]netip.Addr{}, said: map[string]string{},
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })
+	group.Go(func() error { return addresses.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
