@@ -34,6 +34,7 @@ type Endpoint struct {
 	Pod         string
 	PodUID      string
 	NetNS       string
+	NetNSCookie uint64 // the kernel's name of it, SO_NETNS_COOKIE; 0: not known
 	Device      string // node's end
 	DeviceIndex int    // node's end
 	Addresses   []netip.Addr

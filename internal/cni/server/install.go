@@ -36,9 +36,10 @@ type Install struct {
 // Services, although every one of them can be reached. New pods are kept away by a taint and by ADD, which disturbs nobody.
 func (i Install) Conflist() ([]byte, error) {
 	type plugin struct {
-		Type     string `json:"type"`
-		Socket   string `json:"socket"`
-		StateDir string `json:"stateDir"`
+		Type         string          `json:"type"`
+		Capabilities map[string]bool `json:"capabilities"`
+		Socket       string          `json:"socket"`
+		StateDir     string          `json:"stateDir"`
 	}
 	out, err := json.MarshalIndent(struct {
 		CNIVersion string   `json:"cniVersion"`
@@ -47,7 +48,9 @@ func (i Install) Conflist() ([]byte, error) {
 	}{
 		CNIVersion: "1.0.0",
 		Name:       "strait",
-		Plugins:    []plugin{{Type: wire.PluginType, Socket: i.Socket, StateDir: i.StateDir}},
+		Plugins: []plugin{{
+			Type: wire.PluginType, Capabilities: map[string]bool{"portMappings": true}, Socket: i.Socket, StateDir: i.StateDir,
+		}},
 	}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode conflist: %w", err)

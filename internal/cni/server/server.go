@@ -238,6 +238,10 @@ func (s *Server) add(ctx context.Context, conf wire.Config, a wire.Attachment) (
 		return nil, types.NewError(types.ErrUnsupportedField, "field \"prevResult\" is not supported with ADD",
 			"strait-cni must be the first plugin of its list")
 	}
+	var err error
+	if a.HostPorts, err = conf.PortMappings(); err != nil {
+		return nil, err
+	}
 	s.queueMu.RLock()
 	if s.queue.Has(a) {
 		s.queueMu.RUnlock()

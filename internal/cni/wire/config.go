@@ -27,6 +27,8 @@ type Config struct {
 	PrevResult json.RawMessage // nil when absent or null
 	// ValidAttachments is cni.dev/valid-attachments, present with GC. Nil when the key is absent, empty when it is null.
 	ValidAttachments []types.GCAttachment
+
+	portMappings json.RawMessage // of runtimeConfig, see PortMappings
 }
 
 // validAttachmentsKey holds the attachments to keep; libcni writes the second spelling as well, from an old specification.
@@ -95,7 +97,11 @@ func (c *Config) set(key string, value json.RawMessage) error {
 		return nil
 	case validAttachmentsKey, oldValidAttachmentsKey:
 		return c.attachments(key, value)
-	case "capabilities", "runtimeConfig", "ipam", "dns":
+	case "capabilities":
+		return capabilities(key, value)
+	case "runtimeConfig":
+		return c.runtime(key, value)
+	case "ipam", "dns":
 		return mustBeEmpty(key, value)
 	case "args": // metadata from the runtime that a plugin may ignore (CNI conventions)
 		return nil
@@ -155,7 +161,7 @@ func isNull(value json.RawMessage) bool { return bytes.Equal(bytes.TrimSpace(val
 func unsupported(key string, value json.RawMessage) error {
 	return types.NewError(types.ErrUnsupportedField,
 		fmt.Sprintf("field %q with value %s is not supported in the network config", key, shorten(value)),
-		"supported are cniVersion, name, type, socket, stateDir")
+		"supported are cniVersion, name, type, socket, stateDir, capabilities.portMappings, runtimeConfig.portMappings")
 }
 
 func badValue(key string, value json.RawMessage, want string) error {

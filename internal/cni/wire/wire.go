@@ -71,6 +71,7 @@ type Attachment struct {
 	Namespace   string // of the pod; empty when the runtime is not Kubernetes
 	Pod         string
 	PodUID      string
+	HostPorts   []PortMapping // with ADD
 }
 
 // Key returns containerID/ifname, which identifies the attachment.

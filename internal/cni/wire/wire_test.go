@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -49,7 +50,10 @@ func TestCNI1_ParseConfigRefuses(t *testing.T) {
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","mtu":1400}`, 2, []string{`"mtu"`, "1400", "socket"}},
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","Socket":"/x"}`, 2, []string{`"Socket"`, `"/x"`}},
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","ipam":{"type":"host-local"}}`, 2, []string{`"ipam"`, "host-local"}},
-		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","capabilities":{"portMappings":true}}`, 2, []string{`"capabilities"`, "portMappings"}},
+		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","capabilities":{"bandwidth":true}}`, 2, []string{`"capabilities.bandwidth"`, "portMappings"}},
+		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","capabilities":{"portMappings":"yes"}}`, 7, []string{`"capabilities"`, `"yes"`}},
+		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","runtimeConfig":{"bandwidth":{"ingressRate":1}}}`, 2, []string{`"runtimeConfig.bandwidth"`, "ingressRate"}},
+		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","runtimeConfig":[]}`, 7, []string{`"runtimeConfig"`, "[]"}},
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","socket":5}`, 7, []string{`"socket"`, "5", "string"}},
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","socket":null}`, 7, []string{`"socket"`, "null"}},
 		{`{"cniVersion":"1.1.0","name":"n","type":"strait-cni","stateDir":"var"}`, 7, []string{`"stateDir"`, `"var"`, "absolute path"}},
@@ -80,7 +84,7 @@ func TestCNI1_AttachmentRefuses(t *testing.T) {
 	good := Request{Command: Add, ContainerID: "c1", IfName: "eth0", NetNS: "/run/netns/x",
 		Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=u-1;FOO=bar"}
 	a, err := good.Attachment("net")
-	if err != nil || a != (Attachment{"net", "c1", "eth0", "/run/netns/x", "default", "web-0", "u-1"}) {
+	if err != nil || !reflect.DeepEqual(a, Attachment{"net", "c1", "eth0", "/run/netns/x", "default", "web-0", "u-1", nil}) {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	for _, c := range []struct {
