@@ -61,12 +61,22 @@ func (k *Keeper) addNew(ctx context.Context, left *record, a wire.Attachment) er
 	if err := k.checkNetNS(a.NetNS); err != nil {
 		return wire.WithCode(types.ErrInvalidNetNS, err)
 	}
+	cookie, err := k.cfg.Links.NetNSCookie(a.NetNS)
+	if err != nil {
+		return err
+	}
 	if left != nil {
 		if err := k.remove(left); err != nil {
 			return err
 		}
 	}
 	if err := k.removeOrphan(netdev.PodDevice(a.ContainerID, a.IfName)); err != nil { // its record was lost
+		return err
+	}
+	k.mu.Lock()
+	err = k.freePortsLocked(a)
+	k.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	addrs, err := k.cfg.Pools.Allocate(a.Key(), k.cfg.Now())
@@ -78,18 +88,25 @@ func (k *Keeper) addNew(ctx context.Context, left *record, a wire.Attachment) er
 	}
 	r := &record{
 		Version: recordVersion, Phase: adding, Network: a.Network,
-		ContainerID: a.ContainerID, IfName: a.IfName, NetNS: a.NetNS,
+		ContainerID: a.ContainerID, IfName: a.IfName, NetNS: a.NetNS, NetNSCookie: cookie,
 		Namespace: a.Namespace, Pod: a.Pod, PodUID: a.PodUID,
 		Device:    netdev.PodDevice(a.ContainerID, a.IfName),
 		Addresses: addrs,
 		PodMAC:    mac{netdev.MAC("pod " + a.Key())},
 		HostMAC:   mac{netdev.MAC("node " + a.Key())},
 		Created:   k.cfg.Now().UTC(),
+		HostPorts: a.HostPorts,
 	}
-	k.mu.Lock() // one step, so that SetMTU either comes first or finds the record
+	k.mu.Lock() // one step, so that SetMTU either comes first or finds the record, and of two pods with one host port the second does
 	r.MTU = k.mtu
-	k.records[r.key()] = r
+	if err = k.freePortsLocked(a); err == nil {
+		k.records[r.key()] = r
+	}
 	k.mu.Unlock()
+	if err != nil {
+		k.cfg.Pools.Release(r.key(), k.cfg.Now())
+		return err
+	}
 	err = k.build(ctx, r)
 	if err == nil {
 		return nil
@@ -135,6 +152,9 @@ func (k *Keeper) program(r *record, index int) error {
 	if err := k.cfg.Programs.AttachPod(r.Device, index); err != nil {
 		return err
 	}
+	if err := k.nameNetNS(r.NetNSCookie); err != nil {
+		return err
+	}
 	for _, addr := range r.Addresses {
 		if err := k.cfg.Maps.PutEndpoint(entry(r, index, addr)); err != nil {
 			return err
@@ -175,7 +195,10 @@ func (k *Keeper) Del(ctx context.Context, a wire.Attachment) error {
 // remove undoes an attachment. Every step is idempotent and all are tried; only when all have worked is the record retired and
 // are the addresses let go, so that nothing of them is left in the kernel.
 func (k *Keeper) remove(r *record) error {
-	err := k.dismantle(r.Device, r.Addresses)
+	k.mu.Lock()
+	k.leaving[r.key()] = true
+	k.mu.Unlock()
+	err := errors.Join(k.dismantle(r.Device, r.Addresses), k.nameNetNS(r.NetNSCookie))
 	now := k.cfg.Now()
 	if err == nil {
 		err = k.store.retire(r, now)
@@ -187,6 +210,7 @@ func (k *Keeper) remove(r *record) error {
 	k.cfg.Pools.Release(r.key(), now)
 	k.mu.Lock()
 	delete(k.records, r.key())
+	delete(k.leaving, r.key())
 	k.mu.Unlock()
 	k.cfg.Table.Delete(r.key())
 	k.cfg.Log.Info("pod detached", "pod", r.Namespace+"/"+r.Pod, "attachment", r.key(), "device", r.Device, "addresses", r.Addresses)
@@ -216,7 +240,7 @@ func (k *Keeper) removeOrphan(device string) error {
 	if !known {
 		return nil
 	}
-	err := k.dismantle(device, o.addrs)
+	err := errors.Join(k.dismantle(device, o.addrs), k.forgetNetNS(o.addrs))
 	if err == nil && o.about.ContainerID != "" {
 		err = k.store.forgetCorrupt(o.about)
 	}

@@ -44,6 +44,8 @@ type Links interface {
 	Index(device string) (int, error) // the error matches os.ErrNotExist when there is none
 	DeviceName(index int) (string, error)
 	DeleteDevice(name string) error // none is no error
+	// NetNSCookie returns the kernel's name of the network namespace at a path. The error matches os.ErrNotExist when there is none.
+	NetNSCookie(path string) (uint64, error)
 }
 
 // Programs attaches the pod programs to the node's end of a pod's interface.
@@ -64,9 +66,13 @@ type Maps interface {
 	Endpoints() ([]maps.Endpoint, error)
 	// Purge removes every entry that packets of the addresses have made: connections, translations, fragments.
 	Purge(addrs []netip.Addr) error
+
+	PutNetns(cookie uint64, n maps.Netns) error
+	DeleteNetns(cookie uint64) error // none is no error
+	EachNetns(fn func(cookie uint64, n maps.Netns)) error
 }
 
-// Config is what a Keeper needs. All but Sources and Now are required.
+// Config is what a Keeper needs. All but Sources, OwnNetNS and Now are required.
 type Config struct {
 	Dir      string // of the records
 	Pools    *ipam.Allocator
@@ -78,7 +84,9 @@ type Config struct {
 	Log      *slog.Logger
 	// Sources returns the addresses the node's stack prefers towards pods, at most one per family.
 	Sources func() []netip.Addr
-	Now     func() time.Time // default time.Now
+	// OwnNetNS is the cookie of the node's network namespace, whose entry in strait_netns is not the keeper's.
+	OwnNetNS uint64
+	Now      func() time.Time // default time.Now
 }
 
 // Keeper owns the attachments of one node. Restore comes before everything else.
@@ -88,9 +96,11 @@ type Keeper struct {
 	locks keyLock // by device: every change of a record, and of the kernel on its behalf, is made under it
 	purge purger
 	own   nsID
+	netns sync.Mutex // held while an entry of strait_netns is found out and written
 
 	mu       sync.Mutex // guards the fields below
 	records  map[string]*record
+	leaving  map[string]bool   // records whose removal has begun
 	orphans  map[string]orphan // by device
 	mtu      int               // of pods; 0: not known yet
 	restored bool
@@ -111,6 +121,7 @@ func New(cfg Config) *Keeper {
 		purge:   purger{sweep: cfg.Maps.Purge},
 		own:     own,
 		records: map[string]*record{},
+		leaving: map[string]bool{},
 		orphans: map[string]orphan{},
 	}
 }
@@ -194,12 +205,14 @@ func (k *Keeper) publish(r *record, index int, wrong string) {
 		Pod:         r.Pod,
 		PodUID:      r.PodUID,
 		NetNS:       r.NetNS,
+		NetNSCookie: r.NetNSCookie,
 		Device:      r.Device,
 		DeviceIndex: index,
 		Addresses:   slices.Clone(r.Addresses),
 		PodMAC:      r.PodMAC.HardwareAddr,
 		HostMAC:     r.HostMAC.HardwareAddr,
 		MTU:         r.MTU,
+		HostPorts:   r.portMappings(),
 		Phase:       state.EndpointReady,
 		Error:       wrong,
 	}

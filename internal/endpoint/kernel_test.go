@@ -3,6 +3,7 @@ package endpoint
 import (
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"log/slog"
 	gomaps "maps"
 	"net/netip"
@@ -29,6 +30,7 @@ type kernel struct {
 	devices  map[string]device
 	programs map[string]bool
 	entries  map[netip.Addr]maps.Endpoint
+	netns    map[uint64]maps.Netns
 	traces   map[netip.Addr]bool // connections and the like: packets make them while there is an entry
 }
 
@@ -38,7 +40,7 @@ type device struct {
 }
 
 func newKernel() *kernel {
-	return &kernel{devices: map[string]device{}, programs: map[string]bool{}, entries: map[netip.Addr]maps.Endpoint{}, traces: map[netip.Addr]bool{}}
+	return &kernel{devices: map[string]device{}, programs: map[string]bool{}, entries: map[netip.Addr]maps.Endpoint{}, netns: map[uint64]maps.Netns{}, traces: map[netip.Addr]bool{}}
 }
 
 // fault is what happens at a step.
@@ -202,6 +204,28 @@ func (l *life) DeleteEndpoint(a netip.Addr) error {
 	return l.step("DeleteEndpoint", func() { delete(l.entries, a) })
 }
 
+// NetNSCookie gives each path a cookie of its own.
+func (l *life) NetNSCookie(path string) (uint64, error) {
+	return uint64(crc32.ChecksumIEEE([]byte(path))), nil
+}
+
+func (l *life) PutNetns(cookie uint64, n maps.Netns) error {
+	return l.step("PutNetns", func() { l.netns[cookie] = n })
+}
+
+func (l *life) DeleteNetns(cookie uint64) error {
+	return l.step("DeleteNetns", func() { delete(l.netns, cookie) })
+}
+
+func (l *life) EachNetns(fn func(uint64, maps.Netns)) error {
+	l.kernel.mu.Lock()
+	defer l.kernel.mu.Unlock()
+	for cookie, n := range l.netns {
+		fn(cookie, n)
+	}
+	return nil
+}
+
 func (l *life) Purge(addrs []netip.Addr) error {
 	return l.step("Purge", func() {
 		for _, a := range addrs {
@@ -320,6 +344,7 @@ func (b *bench) consistent(l *life, ids ...string) {
 	devices := slices.Sorted(gomaps.Keys(b.kernel.devices))
 	programs := slices.Sorted(gomaps.Keys(b.kernel.programs))
 	entries, traces := gomaps.Clone(b.kernel.entries), gomaps.Clone(b.kernel.traces)
+	names := gomaps.Clone(b.kernel.netns)
 	b.kernel.mu.Unlock()
 	var want []string
 	inUse := 0
@@ -339,6 +364,14 @@ func (b *bench) consistent(l *life, ids ...string) {
 			delete(entries, addr)
 			delete(traces, addr)
 		}
+	}
+	// All attachments of these tests are in one namespace, which has the addresses of the one that came first.
+	var first state.Endpoint
+	if len(ids) > 0 {
+		first, _, _ = b.state.Endpoints.Snapshot().Get(attachment(slices.Min(ids)).Key())
+	}
+	if entry := netnsEntry(first.Addresses); len(names) != min(len(ids), 1) || len(ids) > 0 && names[first.NetNSCookie] != entry {
+		b.t.Errorf("strait_netns is %v, want %d with %v", names, first.NetNSCookie, entry)
 	}
 	slices.Sort(want)
 	if !slices.Equal(devices, want) {

@@ -36,6 +36,7 @@ type record struct {
 	ContainerID string       `json:"containerID"`
 	IfName      string       `json:"ifName"`
 	NetNS       string       `json:"netns"`
+	NetNSCookie uint64       `json:"netnsCookie,omitempty"` // 0: not known, in records of the first version
 	Namespace   string       `json:"namespace,omitempty"`
 	Pod         string       `json:"pod,omitempty"`
 	PodUID      string       `json:"podUID,omitempty"`
@@ -45,6 +46,8 @@ type record struct {
 	HostMAC     mac          `json:"hostMAC"`
 	MTU         int          `json:"mtu"`
 	Created     time.Time    `json:"created"`
+
+	HostPorts []wire.PortMapping `json:"hostPorts,omitempty"`
 }
 
 // mac is a hardware address that reads and prints as text.
@@ -87,6 +90,11 @@ func (r *record) check(file string) error {
 	for _, a := range r.Addresses {
 		if !a.IsValid() || a.Is4In6() || a.Zone() != "" {
 			return fmt.Errorf("address %v is not a pod's", a)
+		}
+	}
+	for _, p := range r.HostPorts {
+		if !p.Complete() {
+			return fmt.Errorf("host port is %s of container port %d, want two ports and a protocol", p, p.ContainerPort)
 		}
 	}
 	return nil

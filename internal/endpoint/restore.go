@@ -56,6 +56,9 @@ func (k *Keeper) Restore(ctx context.Context) error {
 	if err := k.restoreOrphans(corrupt); err != nil {
 		return err
 	}
+	if err := k.pruneNetNS(); err != nil {
+		return err
+	}
 	k.reportForeign()
 	k.mu.Lock()
 	k.restored = true
@@ -87,6 +90,8 @@ func (k *Keeper) restoreRecord(r *record) {
 		}
 		return
 	}
+	r = k.learnNetNS(r)
+	k.put(r)
 	// Always: the programs may be newer than those the last agent attached.
 	if found := k.verify(r, true); len(found) > 0 {
 		k.cfg.Log.Warn("attachment was not as it should be", "attachment", r.key(), "found", found)
@@ -307,6 +312,9 @@ func (k *Keeper) Verify(ctx context.Context) {
 			}
 		}
 		unlock()
+	}
+	if found, err := k.repairNetNS(); err != nil || found > 0 {
+		k.cfg.Log.Warn("entries of strait_netns were not as they should be", "found", found, "error", err)
 	}
 	if _, err := k.store.cooling(k.cfg.Now(), k.cfg.Pools.CoolDown()); err != nil {
 		k.cfg.Log.Warn("forget cooled addresses", "error", err)

@@ -275,6 +275,33 @@ func (n *Net) setLink(index int, inet6 bool) error {
 	return err
 }
 
+// NetNSCookie returns the kernel's name of the network namespace at a path, which no other one ever gets. The error matches
+// os.ErrNotExist when there is none.
+func (n *Net) NetNSCookie(path string) (uint64, error) {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return 0, fmt.Errorf("open network namespace %s: %w", path, err)
+	}
+	defer func() { _ = ns.Close() }()
+	return cookieOf(ns, path)
+}
+
+// OwnNetNSCookie returns that of the namespace itself.
+func (n *Net) OwnNetNSCookie() (uint64, error) { return cookieOf(n.ns, "of the node") }
+
+func cookieOf(ns netns.NsHandle, name string) (uint64, error) {
+	s, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return 0, fmt.Errorf("network namespace %s: open netlink: %w", name, err)
+	}
+	defer s.Close()
+	cookie, err := unix.GetsockoptUint64(s.GetFd(), unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("network namespace %s: get its cookie: %w", name, err)
+	}
+	return cookie, nil
+}
+
 // inNamespace runs fn on a thread inside ns. It is for what netlink cannot do.
 func inNamespace(ns netns.NsHandle, fn func() error) error {
 	done := make(chan error, 1)
