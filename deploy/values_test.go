@@ -39,7 +39,13 @@ func TestFamiliarNames(t *testing.T) {
 		{"kubeProxyReplacement=strict", "socketLB.enabled", "true", socketLB},
 		{"kubeProxyReplacement=false", "socketLB.enabled", "false", socketLB},
 		{"kubeProxyReplacement=disabled", "socketLB.enabled", "false", socketLB},
-		{"kubeProxyReplacement=false socketLB.enabled=true", "socketLB.enabled", "true", socketLB},
+		{"kubeProxyReplacement=false", "services.mode", "off", mode},
+		{"kubeProxyReplacement=true socketLB.enabled=false", "services.mode", "on", mode},
+		{"loadBalancer.mode=dsr", "services.forwarding", "dsr", func(c config.Config) any { return c.Services.Forwarding }},
+		{"loadBalancer.algorithm=maglev", "services.algorithm", "maglev", func(c config.Config) any { return c.Services.Algorithm }},
+		{"loadBalancer.acceleration=native", "services.xdp", "native", func(c config.Config) any { return string(c.Services.XDP) }},
+		{`nodePort.range=30000\,31000`, "services.nodePorts", "30000-31000", func(c config.Config) any { return c.Services.NodePorts }},
+		{"maglev.tableSize=4093", "services.maglevSize", "4093", func(c config.Config) any { return c.Services.MaglevSize }},
 		{"socketLB.enabled=false", "socketLB.enabled", "false", socketLB},
 		{"hostServices.enabled=false", "socketLB.enabled", "false", socketLB},
 
@@ -99,7 +105,10 @@ func TestRefused(t *testing.T) {
 		{"bpf.masquerade=false", []string{`bpf.masquerade: false: Strait masquerades in BPF and nowhere else`}},
 		{"network=flat bpf.masquerade=true", []string{`bpf.masquerade: true: means masquerading true, but network: "flat"`}},
 		{"kubeProxyReplacement=partial", []string{`kubeProxyReplacement: "partial": unknown; accepted: true, strict, false, disabled`}},
-		{"kubeProxyReplacement=strict socketLB.enabled=false", []string{`socketLB.enabled: false: means`, `but kubeProxyReplacement: "strict"`}},
+		{"kubeProxyReplacement=false socketLB.enabled=true", []string{`socketLB.enabled: true: means`, `but kubeProxyReplacement: false`}},
+		{"nodePort.enabled=false", []string{`nodePort.enabled: false: Strait serves every kind of service`}},
+		{"loadBalancer.mode=hybrid", []string{`loadBalancer.mode: "hybrid": unknown; accepted: dsr, snat`}},
+		{"loadBalancer.acceleration=best-effort", []string{`loadBalancer.acceleration: "best-effort": unknown; accepted: disabled, generic, native`}},
 		{"socketLB.enabled=true hostServices.enabled=false", []string{`hostServices.enabled: false`, `but socketLB.enabled: true`}},
 		{"ipam.mode=eni", []string{`ipam.mode: "eni": unknown; accepted: cluster-pool, kubernetes`}},
 		{"ipam.operator.clusterPoolIPv4PodCIDRList={10.1.0.0/16,10.2.0.0/16}", []string{`ipam.operator.clusterPoolIPv4PodCIDRList: ["10.1.0.0/16","10.2.0.0/16"]: want one CIDR`}},
@@ -142,6 +151,7 @@ func TestRefused(t *testing.T) {
 func routing(c config.Config) any  { return string(c.RoutingMode) }
 func network(c config.Config) any  { return string(c.Network) }
 func socketLB(c config.Config) any { return c.SocketLB.Enabled }
+func mode(c config.Config) any     { return string(c.Services.Mode) }
 func poolV4(c config.Config) any   { return c.IPAM.PodCIDRv4 }
 func poolV6(c config.Config) any   { return c.IPAM.PodCIDRv6 }
 func server(c config.Config) any   { return c.API.Server }

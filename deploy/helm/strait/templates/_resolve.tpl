@@ -119,11 +119,11 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- $replace := true -}}
 {{- if $given -}}
 {{- if has (toString $v.kubeProxyReplacement) (list "true" "strict") -}}
-{{- include "strait.claim" (list . "socket load balancing" "kubeProxyReplacement" $v.kubeProxyReplacement true) -}}
 {{- else if has (toString $v.kubeProxyReplacement) (list "false" "disabled") -}}
 {{- $replace = false -}}
+{{- include "strait.claim" (list . "socket load balancing" "kubeProxyReplacement" $v.kubeProxyReplacement false) -}}
 {{- else -}}
-{{- include "strait.refuse" (list . "kubeProxyReplacement" $v.kubeProxyReplacement "unknown; accepted: true, strict, false, disabled (socketLB.enabled can be true with the last two)") -}}
+{{- include "strait.refuse" (list . "kubeProxyReplacement" $v.kubeProxyReplacement "unknown; accepted: true, strict, false, disabled") -}}
 {{- end -}}
 {{- end -}}
 {{- if kindIs "bool" $v.socketLB.enabled -}}
@@ -135,6 +135,22 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- $claim := get .claims "socket load balancing" | default (dict "meaning" $replace) -}}
 {{- $_ := set .config "socketLB" (dict "enabled" $claim.meaning) -}}
 {{- $_ := set .config "serviceCIDRs" (include "strait.items" $v.serviceCIDRs | fromJsonArray) -}}
+{{- $r := . -}}
+{{- range $field := list "nodePort" "hostPort" "externalIPs" -}}
+{{- $on := (get $v $field).enabled -}}
+{{- if and (kindIs "bool" $on) (ne $on $replace) -}}
+{{- include "strait.refuse" (list $r (print $field ".enabled") $on (printf "Strait serves every kind of service or, with kubeProxyReplacement false, none; want %v or left out" $replace)) -}}
+{{- end -}}
+{{- end -}}
+{{- include "strait.word" (list . "backend selection" "loadBalancer.algorithm" $v.loadBalancer.algorithm (dict "random" "random" "maglev" "maglev" "rr" "rr" "lc" "lc" "dh" "dh" "sh" "sh" "sed" "sed" "nq" "nq" "p2c" "p2c")) -}}
+{{- include "strait.word" (list . "forwarding" "loadBalancer.mode" $v.loadBalancer.mode (dict "snat" "snat" "dsr" "dsr")) -}}
+{{- include "strait.word" (list . "XDP" "loadBalancer.acceleration" $v.loadBalancer.acceleration (dict "disabled" "off" "native" "native" "generic" "generic")) -}}
+{{- $services := dict "mode" (ternary "on" "off" $replace) "announce" $v.l2announcements.enabled "maglevSize" (int $v.maglev.tableSize) -}}
+{{- $_ := set $services "nodePorts" ($v.nodePort.range | toString | replace "," "-") -}}
+{{- $_ := set $services "algorithm" (get .claims "backend selection" | default (dict "meaning" "random")).meaning -}}
+{{- $_ := set $services "forwarding" (get .claims "forwarding" | default (dict "meaning" "snat")).meaning -}}
+{{- $_ := set $services "xdp" (get .claims "XDP" | default (dict "meaning" "off")).meaning -}}
+{{- $_ := set .config "services" $services -}}
 {{- end -}}
 
 {{- define "strait.resolve.ipam" -}}
