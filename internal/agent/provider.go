@@ -24,18 +24,13 @@ import (
 // provider answers the local API from tables and from the live kernel.
 func (a *agent) provider() localapi.Provider {
 	p := status.Provider(status.Sources{
-		State: a.state, Node: a.Node, Peers: a.peers, ServiceID: a.serviceID,
+		State: a.state, Node: a.Node, Peers: a.peers, Services: a.kernelServices, Traffic: a.traffic,
 	})
 	p.Status = a.status
 	p.Maps = func(context.Context) ([]localapi.Map, error) { return a.mapList() }
 	p.DumpMap = a.dumpMap
 	p.CheckIPAM = a.checkIPAM
 	return p
-}
-
-func (a *agent) serviceID(f state.Frontend) uint32 {
-	id, _ := a.frontends.ID(f)
-	return id
 }
 
 func (a *agent) peers() []localapi.Peer {
@@ -54,15 +49,9 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 			TunnelDevice: netdev.VXLANDevice, TunnelPort: a.cfg.VXLAN.Port, Devices: a.nativeDevices(),
 		},
 		Masquerade: a.masqueradeStatus(),
-		KubeProxy: localapi.KubeProxy{
-			SocketLB: a.cgroup != "", Cgroup: a.cgroup, Frontends: a.state.Frontends.Snapshot().Len(),
-		},
-		IPAM: a.ipamStatus(),
-		MTU:  a.mtuStatus(),
-		CNI:  a.cniStatus(),
-	}
-	if s.KubeProxy.SocketLB {
-		s.KubeProxy.Protocols = []string{"TCP", "UDP"}
+		IPAM:       a.ipamStatus(),
+		MTU:        a.mtuStatus(),
+		CNI:        a.cniStatus(),
 	}
 	if a.prober != nil {
 		s.Health = a.prober.Health()
@@ -80,7 +69,9 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 	errs = append(errs, err)
 	s.Leftovers, err = a.leftovers()
 	errs = append(errs, err)
-	var found []localapi.Problem
+	s.KubeProxy, err = a.kubeProxyStatus()
+	errs = append(errs, err)
+	found := status.FailedServices(a.state.Frontends.Snapshot().All())
 	if err := errors.Join(errs...); err != nil {
 		found = append(found, localapi.Problem{Severity: localapi.SeverityError, Subject: "kernel", Text: err.Error()})
 	}

@@ -40,7 +40,7 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 		Service: func(_ context.Context, namespace, name string) (localapi.ServiceDetail, error) {
 			return exampleDetail(i, namespace+"/"+name, trouble)
 		},
-		Remotes:   func(context.Context) ([]localapi.Remote, error) { return exampleRemotes(i), nil },
+		Remotes: func(context.Context) ([]localapi.Remote, error) { return exampleRemotes(i), nil },
 		Routes: func(context.Context) ([]localapi.Route, error) {
 			return []localapi.Route{
 				{Prefix: prefix(fmt.Sprintf("10.244.%d.0/24", i)), Kind: "unreachable", Status: "done"},
@@ -91,7 +91,9 @@ func exampleStatus(i int) localapi.Status {
 		Routing: localapi.Routing{Mode: "vxlan", Network: "island", Host: "bpf", Attach: "tcx", TunnelDevice: "strait_vxlan", TunnelPort: 8472,
 			Devices: []string{"eth0"}},
 		Masquerade: localapi.Masquerade{Enabled: true, Families: []string{"IPv4", "IPv6"}, Ports: "10000-29999", Devices: []string{"eth0"}},
-		KubeProxy:  localapi.KubeProxy{SocketLB: true, Cgroup: "/sys/fs/cgroup/unified", Protocols: []string{"TCP", "UDP"}, Frontends: 7},
+		KubeProxy: localapi.KubeProxy{Mode: "on", SocketLB: true, Cgroup: "/sys/fs/cgroup/unified", Protocols: []string{"TCP", "UDP", "SCTP"}, Devices: []string{"eth0"},
+			Forwarding: "snat", Algorithm: "random", XDP: "off", NodePorts: "30000-32767", Announce: true, Frontends: 9, Backends: 11, Leaving: 1, MaglevTables: 1,
+			ByType: map[string]int{"ClusterIP": 6, "NodePort": 1, "LoadBalancer": 1, "HostPort": 1}},
 		IPAM: localapi.IPAM{Mode: "cluster-pool", Pools: []localapi.Pool{
 			{Family: "IPv4", CIDR: fmt.Sprintf("10.244.%d.0/24", i), Allocated: 2, CoolingDown: 1, Capacity: 254},
 			{Family: "IPv6", CIDR: fmt.Sprintf("fd00:10:244:%d::/64", i), Allocated: 2, Capacity: 1<<64 - 1}}},

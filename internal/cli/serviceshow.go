@@ -28,7 +28,7 @@ that pass this node.
 
 From outside a node the answers of all nodes become one: OPEN and EVER are summed over the nodes; PACKETS and BYTES are those of the
 backend's own node, where all of them pass.`,
-		Args: exactArgs("NAME"),
+		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeService,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ns, name, err := serviceName(args[0], namespace)
@@ -163,7 +163,7 @@ type joinedDetail struct {
 // joinedEndpoint is an endpoint with what the nodes say of it.
 type joinedEndpoint struct {
 	localapi.ServiceEndpoint
-	nodes, active int // that know it, that send to it
+	nodes, active int      // that know it, that send to it
 	own           bool     // the backend's own node has been heard
 	fully         bool     // some node sends everybody to it: what keeps others from it is policy, nothing is wrong with it
 	whys          []string // each once

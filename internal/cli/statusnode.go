@@ -177,18 +177,6 @@ func (v *screen) forwarding(s localapi.Status) {
 	}
 }
 
-func (v *screen) kubeProxy(k localapi.KubeProxy) {
-	if !k.SocketLB {
-		v.line("kube-proxy", "not replaced (socketLB is off)")
-		return
-	}
-	text := fmt.Sprintf("replaced: socket LB (%s) at %s, %s", list(k.Protocols), k.Cgroup, plural(k.Frontends, "frontend"))
-	if len(k.Devices) > 0 {
-		text += ", devices " + list(k.Devices)
-	}
-	v.line("kube-proxy", text)
-}
-
 func (v *screen) pods(s localapi.Status) {
 	var pools []string
 	for _, p := range s.IPAM.Pools {
@@ -323,6 +311,8 @@ func (v *screen) section(title string, g *grid) {
 }
 
 func (v *screen) verbose(s localapi.Status) {
+	v.services(s.KubeProxy)
+
 	g := &grid{columns: columns("TABLE", "ROWS#", "FAILING#", "REPAIRED#", "LAST CHECK", "LAST ERROR")}
 	for _, r := range s.Reconcilers {
 		look := plain

@@ -11,15 +11,19 @@ import (
 
 const (
 	fullPercent = 90 // of a table or pool: from here on a person is told
-	namedAtMost = 5  // endpoints and peers named one by one; the rest is counted
+	namedAtMost = 5  // endpoints, services and peers named one by one; the rest is counted
+
+	serviceSubject = "service " // what problems of services are about begins so
 )
 
 // Judge fills in Endpoints, Problems and State of s from the rest of it and the local endpoints. found are problems that
 // only their finder knows of: a refused configuration, a corrupt record.
 func Judge(s *localapi.Status, endpoints []localapi.Endpoint, found ...localapi.Problem) {
 	s.Endpoints = count(endpoints)
-	j := judge{problems: slices.Clone(found)}
+	var j judge
+	j.found(found)
 	synced := j.kubernetes(s.Kubernetes)
+	j.services(s.KubeProxy)
 	j.reconcilers(s)
 	j.routing(s)
 	j.ipam(s.IPAM)
@@ -72,6 +76,34 @@ func (j *judge) error(subject, text, action string) {
 
 func (j *judge) warning(subject, text, action string) {
 	j.problems = append(j.problems, localapi.Problem{Severity: localapi.SeverityWarning, Subject: subject, Text: text, Action: action})
+}
+
+// found takes over what is known already; of many services only some are named.
+func (j *judge) found(all []localapi.Problem) {
+	named, more := map[string]bool{}, map[string]bool{}
+	for _, p := range all {
+		if strings.HasPrefix(p.Subject, serviceSubject) && !named[p.Subject] {
+			if len(named) >= namedAtMost {
+				more[p.Subject] = true
+				continue
+			}
+			named[p.Subject] = true
+		}
+		if p.Action == "" && named[p.Subject] {
+			p.Action = "see strait service show " + strings.TrimPrefix(p.Subject, serviceSubject)
+		}
+		j.problems = append(j.problems, p)
+	}
+	if len(more) > 0 {
+		j.error("services", fmt.Sprintf("%d more have problems", len(more)), "see strait service list")
+	}
+}
+
+func (j *judge) services(k localapi.KubeProxy) {
+	if k.Mode == "drain" {
+		j.warning("services", "new connections are left to kube-proxy, those that are Strait's go on",
+			"set services.mode to off when they have ended (strait bpf dump strait_ct), or to on to take services back")
+	}
 }
 
 func (j *judge) kubernetes(k localapi.Kubernetes) (synced bool) {

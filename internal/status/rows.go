@@ -20,8 +20,10 @@ type Sources struct {
 	Node  string // name of this node
 	// Peers is what the prober found, nil when nothing probes.
 	Peers func() []localapi.Peer
-	// ServiceID returns the id the kernel knows a frontend by, 0 when it does not; nil when unknown.
-	ServiceID func(state.Frontend) uint32
+	// Services reads what the kernel holds of services; nil when unknown.
+	Services func() (KernelServices, error)
+	// Traffic sums what the connection table has counted for each of the targets; nil when unknown.
+	Traffic func([]Target) ([]localapi.Traffic, error)
 }
 
 // Provider returns a provider whose functions over tables are filled in: Nodes, Endpoints, Services, Remotes, Routes, Devices.
@@ -29,8 +31,11 @@ func Provider(s Sources) localapi.Provider {
 	if s.Peers == nil {
 		s.Peers = func() []localapi.Peer { return nil }
 	}
-	if s.ServiceID == nil {
-		s.ServiceID = func(state.Frontend) uint32 { return 0 }
+	if s.Services == nil {
+		s.Services = func() (KernelServices, error) { return KernelServices{}, nil }
+	}
+	if s.Traffic == nil {
+		s.Traffic = func(of []Target) ([]localapi.Traffic, error) { return make([]localapi.Traffic, len(of)), nil }
 	}
 	st := s.State
 	return localapi.Provider{
@@ -40,8 +45,9 @@ func Provider(s Sources) localapi.Provider {
 		Endpoints: func(context.Context) ([]localapi.Endpoint, error) {
 			return Endpoints(st.Endpoints.Snapshot().All()), nil
 		},
-		Services: func(context.Context) ([]localapi.Service, error) {
-			return Services(st.Frontends.Snapshot().All(), s.ServiceID), nil
+		Services: func(context.Context) ([]localapi.Service, error) { return s.services() },
+		Service: func(_ context.Context, namespace, name string) (localapi.ServiceDetail, error) {
+			return s.service(state.ServiceName{Namespace: namespace, Name: name})
 		},
 		Remotes: func(context.Context) ([]localapi.Remote, error) { return Remotes(st.Remotes.Snapshot().All()), nil },
 		Routes:  func(context.Context) ([]localapi.Route, error) { return Routes(st.Routes.Snapshot().All()), nil },
@@ -133,36 +139,6 @@ func Endpoints(endpoints iter.Seq[state.Endpoint]) []localapi.Endpoint {
 			return d
 		}
 		return strings.Compare(a.Pod, b.Pod)
-	})
-	return rows
-}
-
-// Services returns the frontends in order of their ids, those the kernel does not hold last.
-func Services(frontends iter.Seq[state.Frontend], id func(state.Frontend) uint32) []localapi.Service {
-	rows := []localapi.Service{}
-	for f := range frontends {
-		row := localapi.Service{
-			ID: id(f), Frontend: netip.AddrPortFrom(f.Address, f.Port), Protocol: f.Protocol.String(), Type: string(f.Type),
-			Namespace: f.Service.Namespace, Name: f.Service.Name, Port: f.PortName, Backends: []localapi.Backend{},
-			Status: kind(f.Status), Error: f.Err,
-		}
-		for _, b := range f.Backends {
-			s := "active"
-			if b.Terminating {
-				s = "terminating"
-			}
-			row.Backends = append(row.Backends, localapi.Backend{Address: netip.AddrPortFrom(b.Address, b.Port), State: s})
-		}
-		rows = append(rows, row)
-	}
-	slices.SortStableFunc(rows, func(a, b localapi.Service) int {
-		switch {
-		case a.ID == b.ID:
-			return a.Frontend.Compare(b.Frontend)
-		case a.ID == 0 || b.ID != 0 && a.ID > b.ID:
-			return 1
-		}
-		return -1
 	})
 	return rows
 }

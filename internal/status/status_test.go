@@ -153,8 +153,10 @@ func TestProvider(t *testing.T) {
 
 	p := status.Provider(status.Sources{State: st, Node: "n1",
 		Peers: func() []localapi.Peer { return []localapi.Peer{{Node: "n2", Reachable: true}, {Node: "n3"}} },
-		ServiceID: func(f state.Frontend) uint32 {
-			return map[string]uint32{"10.9.0.1": 2, "10.9.0.2": 1}[f.Address.String()]
+		Services: func() (status.KernelServices, error) {
+			return status.KernelServices{Frontends: map[status.Target]status.KernelFrontend{
+				tcp("10.9.0.1:80"): {ID: 2, Set: 7}, tcp("10.9.0.2:80"): {ID: 1, Set: 8},
+			}}, nil
 		},
 	})
 	ctx := context.Background()
@@ -187,4 +189,8 @@ func TestProvider(t *testing.T) {
 	if tables := status.WatchTables(st); !tables[0].Synced || tables[1].Synced {
 		t.Errorf("tables = %+v", tables)
 	}
+}
+
+func tcp(at string) status.Target {
+	return status.Target{AddrPort: netip.MustParseAddrPort(at), Protocol: state.TCP}
 }
