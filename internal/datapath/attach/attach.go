@@ -33,6 +33,8 @@ const (
 	TCX    Kind = "tcx"
 	Clsact Kind = "clsact"
 	Cgroup Kind = "cgroup"
+	XDP    Kind = "xdp"         // in the driver
+	SKB    Kind = "xdp-generic" // XDP in the stack, for devices whose driver has none
 )
 
 // Attachment is one program in its place.
@@ -68,7 +70,10 @@ func podHooks() []hook {
 	return []hook{{bpf.DatapathProgStraitFromPod, true}, {bpf.DatapathProgStraitToPod, false}}
 }
 
-func nativeHooks() []hook { return []hook{{bpf.DatapathProgStraitFromNet, true}} }
+// nativeHooks begins with the program that translates replies back.
+func nativeHooks() []hook {
+	return []hook{{bpf.DatapathProgStraitToNet, false}, {bpf.DatapathProgStraitFromNet, true}}
+}
 
 func tunnelHooks() []hook {
 	return []hook{{bpf.DatapathProgStraitFromVx, true}, {bpf.DatapathProgStraitToVx, false}}
@@ -109,7 +114,7 @@ func (a *Attacher) CheckPod(device string, _ int) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Native attaches the program of a device that carries cluster and outside traffic, and Tunnel those of the tunnel device.
+// Native attaches the programs of a device that carries cluster and outside traffic, and Tunnel those of the tunnel device.
 func (a *Attacher) Native(device string) error { return a.device(nativeHooks(), device) }
 
 // Tunnel attaches the programs of the tunnel device.
@@ -204,7 +209,7 @@ func (a *Attacher) Detach(device string) error {
 			return err
 		}
 	}
-	return errors.Join(a.net.DetachFilter(device, true), a.net.DetachFilter(device, false))
+	return errors.Join(a.detachXDP(device), a.net.DetachFilter(device, true), a.net.DetachFilter(device, false))
 }
 
 // Prune removes programs from devices that keep does not want (pods' devices are never asked about), and pins of links whose
@@ -265,6 +270,9 @@ func (a *Attacher) defunct(name string) (bool, error) {
 	}
 	if t := info.TCX(); t != nil {
 		return t.Ifindex == 0, nil
+	}
+	if x := info.XDP(); x != nil {
+		return x.Ifindex == 0, nil
 	}
 	if c := info.Cgroup(); c != nil {
 		return c.CgroupId == 0, nil
@@ -340,10 +348,12 @@ func (a *Attacher) pinned(name string) (at Attachment, ok bool, err error) {
 	switch {
 	case device == cgroupPin:
 		at.Kind, at.Device = Cgroup, ""
-	case info.TCX() != nil && info.TCX().Ifindex == 0:
+	case info.TCX() != nil && info.TCX().Ifindex == 0, info.XDP() != nil && info.XDP().Ifindex == 0:
 		return Attachment{}, false, nil // the device is gone
+	case info.XDP() != nil:
+		at.Program, at.Kind = kindOfXDP(program)
 	}
-	at.Current = a.current(program, at.ProgramID)
+	at.Current = a.current(at.Program, at.ProgramID)
 	return at, true, nil
 }
 

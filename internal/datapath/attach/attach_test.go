@@ -13,8 +13,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/config"
@@ -96,6 +100,8 @@ func newRig(t *testing.T) *rig {
 	return &rig{t: t, tree: tree, net: n}
 }
 
+const xdpPass = 2 // XDP_PASS
+
 // start loads programs as an agent does when it starts.
 func (r *rig) start(tcx bool) *Attacher {
 	r.t.Helper()
@@ -109,7 +115,12 @@ func (r *rig) start(tcx bool) *Attacher {
 	}
 	r.t.Cleanup(m.Close)
 	r.maps = m
-	p, err := load.Load(spec, m, load.Config{Network: config.Flat, MasqueradeLo: 10000, MasqueradeHi: 19999, SocketLB: true, TCX: tcx})
+	if _, there := spec.Programs[xdpProgram]; !there {
+		spec.Programs[xdpProgram] = &ebpf.ProgramSpec{
+			Name: xdpProgram, Type: ebpf.XDP, License: "Dual BSD/GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, xdpPass), asm.Return()},
+		}
+	}
+	p, err := load.Load(spec, m, load.Config{Network: config.Flat, MasqueradeLo: 10000, MasqueradeHi: 19999, SocketLB: true, TCX: tcx, XDP: true})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -157,6 +168,14 @@ func expect(t *testing.T, what string, got []string, want ...string) {
 	}
 }
 
+// nets lists the programs of native devices, each "device current".
+func nets(devices ...string) (out []string) {
+	for _, d := range devices {
+		out = append(out, "tcx strait_from_net "+d, "tcx strait_to_net "+d)
+	}
+	return out
+}
+
 func TestEitherKindIsIdempotent(t *testing.T) {
 	for _, tcx := range []bool{true, false} {
 		kind := map[bool]string{true: "tcx", false: "clsact"}[tcx]
@@ -175,7 +194,7 @@ func TestEitherKindIsIdempotent(t *testing.T) {
 					}
 				}
 				expect(t, "attached", list(t, first),
-					kind+" strait_from_net up0.7 true", kind+" strait_from_vx up1 true", kind+" strait_to_vx up1 true")
+					kind+" strait_from_net up0.7 true", kind+" strait_to_net up0.7 true", kind+" strait_from_vx up1 true", kind+" strait_to_vx up1 true")
 			})
 		})
 	}
@@ -191,15 +210,15 @@ func TestLinksAcrossRestart(t *testing.T) {
 		if err := errors.Join(first.Native("up0.7"), first.Native("up1"), first.Native("up1")); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "first start", list(t, first), "tcx strait_from_net up0.7 true", "tcx strait_from_net up1 true")
+		expect(t, "first start", list(t, first), nets("up0.7 true", "up1 true")...)
 		links := linkIDs(t, r.tree)
 
 		second := r.start(true)
-		expect(t, "before the update", list(t, second), "tcx strait_from_net up0.7 false", "tcx strait_from_net up1 false")
+		expect(t, "before the update", list(t, second), nets("up0.7 false", "up1 false")...)
 		if err := second.Native("up0.7"); err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "after the update", list(t, second), "tcx strait_from_net up0.7 true", "tcx strait_from_net up1 false")
+		expect(t, "after the update", list(t, second), nets("up0.7 true", "up1 false")...)
 		if now := linkIDs(t, r.tree); !slices.Equal(now, links) {
 			t.Errorf("links were made anew: %v, were %v", now, links)
 		}
@@ -220,13 +239,13 @@ func TestLinksAcrossRestart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "pruned", removed, "link of strait_from_net on up1")
-		expect(t, "new device", list(t, second), "tcx strait_from_net up0.7 true")
+		expect(t, "pruned", removed, "link of strait_from_net on up1", "link of strait_to_net on up1")
+		expect(t, "new device", list(t, second), nets("up0.7 true")...)
 		removed, err = second.Prune(func(string) bool { return false })
 		if err != nil {
 			t.Fatal(err)
 		}
-		expect(t, "no longer native", removed, "link of strait_from_net on up0.7")
+		expect(t, "no longer native", removed, "link of strait_from_net on up0.7", "link of strait_to_net on up0.7")
 		expect(t, "nothing left", list(t, second))
 		if err := second.Native("absent0"); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("absent device: %v", err)
@@ -262,7 +281,7 @@ func TestDetachAll(t *testing.T) {
 		if err := errors.Join(a.Native("up0"), a.Cgroup(cgroup(t)), b.Native("up1"), b.AttachPod("up1", 0)); err != nil {
 			t.Fatal(err)
 		}
-		if got := list(t, a); len(got) != 1+8+2 {
+		if got := list(t, a); len(got) != 2+11+2 {
 			t.Errorf("attached %q", got)
 		}
 		uninstall := New(r.tree, r.net, nil, true)
@@ -294,11 +313,90 @@ func TestReadOnlyLinks(t *testing.T) {
 		if err := unix.Mount("", r.tree.Links(), "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Native("up0"); !errors.Is(err, pin.ErrUnusable) || !strings.Contains(err.Error(), "strait_from_net-up0") {
+		if err := a.Native("up0"); !errors.Is(err, pin.ErrUnusable) || !strings.Contains(err.Error(), "strait_to_net-up0") {
 			t.Errorf("error %v", err)
 		}
 		expect(t, "nothing half attached", list(t, a))
 	})
+}
+
+func TestXDP(t *testing.T) {
+	nstest.In(t, "", func() {
+		r := newRig(t)
+		r.uplink("up0.7")
+		r.uplink("up1")
+		a := r.start(load.HaveTCX())
+		set := func(a *Attacher, device string, mode config.XDPMode) {
+			t.Helper()
+			for range 2 {
+				if err := a.XDP(device, mode); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		set(a, "up0.7", config.XDPNative)
+		set(a, "up1", config.XDPGeneric)
+		expect(t, "both modes", list(t, a), "xdp strait_xdp up0.7 true", "xdp-generic strait_xdp up1 true")
+		for name, want := range map[string]uint32{"up0.7": nl.XDP_ATTACHED_DRV, "up1": nl.XDP_ATTACHED_SKB} {
+			l, err := netlink.LinkByName(name)
+			if err != nil || !l.Attrs().Xdp.Attached || l.Attrs().Xdp.AttachMode != want {
+				t.Errorf("%s: %+v, %v, want mode %d", name, l.Attrs().Xdp, err, want)
+			}
+		}
+		pins := linkIDs(t, r.tree)
+		b := r.start(load.HaveTCX())
+		set(b, "up0.7", config.XDPNative)
+		if now := linkIDs(t, r.tree); !slices.Equal(now, pins) {
+			t.Errorf("links were made anew: %v, were %v", now, pins)
+		}
+		expect(t, "after a restart", list(t, b), "xdp strait_xdp up0.7 true", "xdp-generic strait_xdp up1 false")
+		set(b, "up0.7", config.XDPGeneric)
+		set(b, "up1", config.XDPOff)
+		expect(t, "other modes", list(t, b), "xdp-generic strait_xdp up0.7 true")
+		set(b, "up1", config.XDPNative)
+		removed, err := b.Prune(func(device string) bool { return device == "up1" })
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, "no longer native", removed, "link of strait_xdp@generic on up0.7")
+		if err := b.Detach("up1"); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, "nothing left", list(t, b))
+
+		// Refused, and nothing half done: a device whose driver cannot, one with another program, an unknown mode.
+		if err := b.XDP("lo", config.XDPNative); !errors.Is(err, ErrXDP) || !strings.Contains(err.Error(), "attach XDP to lo in native mode") ||
+			!strings.Contains(err.Error(), "set services.xdp to generic or off") {
+			t.Errorf("driver without XDP: %v", err)
+		}
+		alien, err := link.AttachXDP(link.XDPOptions{Program: b.programs.Program(xdpProgram), Interface: index(t, "up1"), Flags: link.XDPDriverMode})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer alien.Close()
+		if err := b.XDP("up1", config.XDPNative); !errors.Is(err, ErrXDP) || !strings.Contains(err.Error(), "another XDP program") {
+			t.Errorf("occupied: %v", err)
+		}
+		if err := b.XDP("up1", "offload"); err == nil || !strings.Contains(err.Error(), `mode "offload"`) {
+			t.Errorf("unknown mode: %v", err)
+		}
+		if err := b.XDP("absent0", config.XDPNative); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("absent device: %v", err)
+		}
+		if err := b.XDP("absent0", config.XDPOff); err != nil {
+			t.Errorf("off on an absent device: %v", err)
+		}
+		expect(t, "nothing of ours", list(t, b))
+	})
+}
+
+func index(t *testing.T, device string) int {
+	t.Helper()
+	l, err := netlink.LinkByName(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l.Attrs().Index
 }
 
 // cgroup makes a cgroup of this test's own.
@@ -328,7 +426,7 @@ func TestCgroupAcrossRestart(t *testing.T) {
 		if err := errors.Join(first.Cgroup(one), first.Cgroup(one)); err != nil {
 			t.Fatal(err)
 		}
-		if got := list(t, first); len(got) != 8 || got[0] != "cgroup strait_connect4  true" {
+		if got := list(t, first); len(got) != 11 || got[0] != "cgroup strait_bind4  true" {
 			t.Errorf("attached %q", got)
 		}
 		pins := linkIDs(t, r.tree)

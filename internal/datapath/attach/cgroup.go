@@ -30,11 +30,14 @@ func cgroupHooks() map[string]ebpf.AttachType {
 		bpf.DatapathProgStraitRecvmsg6: ebpf.AttachCGroupUDP6Recvmsg,
 		bpf.DatapathProgStraitPeer4:    ebpf.AttachCgroupInet4GetPeername,
 		bpf.DatapathProgStraitPeer6:    ebpf.AttachCgroupInet6GetPeername,
+		bpf.DatapathProgStraitBind4:    ebpf.AttachCGroupInet4Bind,
+		bpf.DatapathProgStraitBind6:    ebpf.AttachCGroupInet6Bind,
+		bpf.DatapathProgStraitRelease:  ebpf.AttachCgroupInetSockRelease,
 	}
 }
 
 // Cgroup attaches the socket programs to a cgroup v2 directory; every socket made below it is load balanced. The programs that
-// translate back come first: a connection that has been translated must never meet a getpeername that does not know.
+// translate come last: a connection that has been translated must never meet a getpeername that does not know, nor end uncounted.
 func (a *Attacher) Cgroup(root string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(root, &st); err != nil {
