@@ -101,7 +101,7 @@ func parseWeights(text string) ([]state.Weight, error) {
 		}
 		kind, name, named := strings.Cut(of, ":")
 		if named = named && (kind == "node" || kind == "zone"); named && name == "" {
-			return nil, fmt.Errorf("%q: want a name after %s:", part, kind)
+			return nil, fmt.Errorf("%q: want %s:NAME=WEIGHT", part, kind)
 		}
 		if !named {
 			addr, err := parseAddr(of)

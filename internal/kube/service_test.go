@@ -97,7 +97,7 @@ func TestToServicePartly(t *testing.T) {
 		{"weight too large", "metadata: {name: s, annotations: {strait.dev/weights: 'zone:a=101'}}",
 			func(s state.Service) bool { return s.Weights == nil },
 			[]string{`metadata.annotations[strait.dev/weights]: "zone:a=101"`, "0 (no new connections) to 100"}},
-		{"weight of nothing", "metadata: {name: s, annotations: {strait.dev/weights: 'node:=1'}}", nil, []string{"want a name after node:"}},
+		{"weight of nothing", "metadata: {name: s, annotations: {strait.dev/weights: 'node:=1'}}", nil, []string{"want node:NAME=WEIGHT"}},
 		{"weight of what", "metadata: {name: s, annotations: {strait.dev/weights: 'web-0=1'}}", nil, []string{`"web-0": want an IPv4 or IPv6 address, node:NAME or zone:NAME`}},
 		{"weight without value", "metadata: {name: s, annotations: {strait.dev/weights: '10.0.0.1'}}", nil, []string{"want ADDRESS=WEIGHT"}},
 		{"weight twice", "metadata: {name: s, annotations: {strait.dev/weights: 'fd00::1=1,fd00:0::1=2'}}", nil, []string{"fd00::1 has two weights"}},
