@@ -93,14 +93,14 @@ func (c *contest) decide(r *round, key string) claimant {
 	return c.holder
 }
 
-// report makes the problems table say what is contested and refused now: one problem for each service or pod.
+// report makes the problems table say what is contested and wrong now: one problem for each service or pod.
 func (s *Services) report() {
-	if len(s.contested) == 0 && len(s.refused) == 0 && !s.reported {
+	if len(s.contested) == 0 && len(s.wrong) == 0 && !s.reported {
 		return
 	}
 	texts := map[claimant][]string{}
-	for who, text := range s.refused {
-		texts[who] = append(texts[who], text)
+	for who, list := range s.wrong {
+		texts[who] = slices.Clone(list)
 	}
 	for key, c := range s.contested {
 		for _, who := range c.claimants {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -130,7 +131,7 @@ func TestConflicts(t *testing.T) {
 				r.st.Endpoints.Delete(e.Key())
 			}
 			r.step()
-			if got := r.holders(); got != "" || r.st.Frontends.Snapshot().Len() != 0 || len(r.loop.contested)+len(r.loop.exposed)+len(r.loop.refused) != 0 {
+			if got := r.holders(); got != "" || r.st.Frontends.Snapshot().Len() != 0 || len(r.loop.contested)+len(r.loop.exposed)+len(r.loop.wrong) != 0 {
 				t.Errorf("left: %s", got)
 			}
 		})
@@ -155,8 +156,8 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 		{"every address", balancer("web", "10.96.0.1", 1, "0.0.0.0"),
 			"service shop/web: LoadBalancer address 0.0.0.0 is no address that others can reach; it is not served"},
 		{"loopback and link-local", external("web", "10.96.0.1", 1, "::1", "169.254.169.254"),
-			"service shop/web: external IP ::1 is no address that others can reach; it is not served; " +
-				"external IP 169.254.169.254 is no address that others can reach; it is not served"},
+			"service shop/web: external IP 169.254.169.254 is no address that others can reach; it is not served; " +
+				"external IP ::1 is no address that others can reach; it is not served"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newServiceRig()
@@ -190,6 +191,18 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 		if problems := r.st.Problems.Snapshot().Len(); served != c.served || (problems == 0) != served {
 			t.Errorf("served %t with %d problems, want %t", served, problems, c.served)
 		}
+	}
+}
+
+func TestNodePortsThatAreNotGuarded(t *testing.T) {
+	r := newServiceRig()
+	r.loop = NewServices(r.st, "me", config.Services{NodePorts: "30000-32767"}, quiet())
+	r.st.Services.Insert(nodePort("good", "10.96.0.1", 1, 32767), nodePort("far", "10.96.0.2", 1, 32768))
+	r.step()
+	if got, want := r.holders(), "0.0.0.0:32767/TCP of service shop/good\n0.0.0.0:32768/TCP of service shop/far\n"+
+		"service shop/far: node port 32768 is served, but other programs can bind to it: it is outside services.nodePorts 30000-32767, "+
+		"which has to be the API server's --service-node-port-range"; got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
 

@@ -2,11 +2,11 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/strait-net/strait/internal/config"
@@ -24,6 +24,8 @@ type Services struct {
 	log   *slog.Logger
 	done  func()
 	local service.Local
+	// guarded are the node ports that no other program can bind to.
+	guarded ports
 	// owner is the service each slice was last seen to belong to: its label can change.
 	owner map[string]state.ServiceName
 	// exposed holds the services with addresses that Kubernetes did not choose: nodes can be in their way.
@@ -32,20 +34,25 @@ type Services struct {
 	occupied *territory
 	// contested holds the frontends that several claim.
 	contested map[string]*contest
-	// refused says which addresses a service does not get, and why.
-	refused  map[claimant]string
+	// wrong says what of a service is not served, or not as it should be.
+	wrong    map[claimant][]string
 	reported bool // problems were reported that may have to be taken back
 }
 
 // NewServices returns the loop of node self. It registers with the table it writes.
 func NewServices(st *state.State, self string, cfg config.Services, log *slog.Logger) *Services {
+	low, high, err := config.Config{Services: cfg}.NodePortRange()
+	if err != nil {
+		low, high = 0, 0 // refused by the configuration's own check
+	}
 	return &Services{
-		state: st, log: log, done: st.Frontends.Register(serviceProblems),
+		guarded: ports{low, high},
+		state:   st, log: log, done: st.Frontends.Register(serviceProblems),
 		local: service.Local{
 			Node: self, Algorithm: state.Algorithm(cfg.Algorithm), Forwarding: state.Forwarding(cfg.Forwarding),
 		},
 		owner: map[string]state.ServiceName{}, exposed: map[claimant]struct{}{},
-		contested: map[string]*contest{}, refused: map[claimant]string{},
+		contested: map[string]*contest{}, wrong: map[claimant][]string{},
 	}
 }
 
@@ -234,7 +241,7 @@ func (s *Services) claims(r *round, c claimant) claims {
 	var out claims
 	name := c.ServiceName.String()
 	delete(s.exposed, c)
-	delete(s.refused, c)
+	delete(s.wrong, c)
 	if c.pod {
 		attachments := slices.Collect(r.endpoints.By(state.EndpointsByPod, name))
 		list = service.HostPorts(attachments, s.local)
@@ -246,7 +253,7 @@ func (s *Services) claims(r *round, c claimant) claims {
 	} else if svc, _, ok := r.services.Get(name); ok {
 		out.since = svc.Created
 		list = service.Frontends(svc, collect(r.slices.By(state.SlicesByService, name)), s.local)
-		list = s.refuse(c, list)
+		list = s.check(c, list)
 	}
 	out.frontends = make(map[string]state.Frontend, len(list))
 	for _, f := range list {
@@ -267,35 +274,37 @@ func collect(rows iter.Seq[state.EndpointSlice]) []state.EndpointSlice {
 	return out
 }
 
-// refuse leaves out the addresses that somebody wrote who could as well have written another's: those of nodes and pods.
-func (s *Services) refuse(c claimant, list []state.Frontend) []state.Frontend {
-	var kept []state.Frontend
-	var why []string
-	for i, f := range list {
-		if f.Type != state.LoadBalancer && f.Type != state.ExternalIP {
-			if kept != nil {
-				kept = append(kept, f)
+// check leaves out what may not be the service's, and notes what is wrong. Addresses that somebody wrote could as well be another's.
+func (s *Services) check(c claimant, list []state.Frontend) []state.Frontend {
+	var wrong []string
+	list = slices.DeleteFunc(list, func(f state.Frontend) bool {
+		var text string
+		switch f.Type {
+		case state.LoadBalancer, state.ExternalIP:
+			s.exposed[c] = struct{}{}
+			text = s.objection(f)
+		case state.NodePort:
+			if s.guarded.outside(f.Port) {
+				wrong = append(wrong, fmt.Sprintf("node port %d is served, but other programs can bind to it: it is outside services.nodePorts %d-%d, which "+
+					"has to be the API server's --service-node-port-range", f.Port, s.guarded.low, s.guarded.high))
 			}
-			continue
 		}
-		s.exposed[c] = struct{}{}
-		text := s.objection(f)
-		switch {
-		case text != "" && kept == nil:
-			kept = append(make([]state.Frontend, 0, len(list)), list[:i]...)
-		case text == "" && kept != nil:
-			kept = append(kept, f)
+		if text != "" {
+			wrong = append(wrong, text)
 		}
-		if text != "" && !slices.Contains(why, text) {
-			why = append(why, text)
-		}
+		return text != ""
+	})
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		s.wrong[c] = slices.Compact(wrong)
 	}
-	if kept == nil {
-		return list
-	}
-	s.refused[c] = strings.Join(why, "; ")
-	return kept
+	return list
 }
+
+// ports is an inclusive range; the zero value stands for all.
+type ports struct{ low, high uint16 }
+
+func (p ports) outside(port uint16) bool { return p.high != 0 && (port < p.low || port > p.high) }
 
 // objection says why an address may not be a service's, or nothing. An external IP may be a node's address, as Kubernetes documents; then
 // that port of the node is the service's.
