@@ -3,6 +3,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -19,7 +20,7 @@ import (
 // balancer is the socket programs attached to the test's own cgroup, and services behind loopback backends that say their name.
 type balancer struct {
 	t     testing.TB
-	objs  DatapathObjects
+	objs  DatapathMaps
 	links map[string]link.Link
 	next  uint32 // id of the next backend
 }
@@ -45,9 +46,9 @@ func newBalancer(t testing.TB, constants ...constant) *balancer {
 		t.Fatal(err)
 	}
 	b := &balancer{t: t, links: map[string]link.Link{}}
-	b.check(b.spec(constants).LoadAndAssign(&b.objs, nil))
+	b.check(b.spec(nil).LoadAndAssign(&b.objs, nil))
 	t.Cleanup(func() { b.objs.Close() })
-	b.attach(&b.objs.DatapathPrograms)
+	b.reload(constants...)
 	return b
 }
 
@@ -75,52 +76,35 @@ func (b *balancer) cookie() uint64 {
 // reload puts programs with other constants in place of those that are attached, on the same maps, as the agent does.
 func (b *balancer) reload(constants ...constant) {
 	b.t.Helper()
-	var progs DatapathPrograms
-	b.check(b.spec(constants).LoadAndAssign(&progs, &ebpf.CollectionOptions{MapReplacements: b.maps()}))
-	b.t.Cleanup(func() { progs.Close() })
-	b.attach(&progs)
+	spec := b.spec(constants)
+	maps.DeleteFunc(spec.Programs, func(_ string, p *ebpf.ProgramSpec) bool {
+		return p.Type != ebpf.CGroupSockAddr && p.Type != ebpf.CGroupSock
+	})
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: b.maps()})
+	b.check(err)
+	defer coll.Close()
+	for name, p := range coll.Programs {
+		if l := b.links[name]; l != nil {
+			b.check(l.Update(p))
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: os.Getenv(cgroupEnv), Attach: spec.Programs[name].AttachType, Program: p})
+		if err != nil {
+			b.t.Fatalf("attach %s: %v", name, err)
+		}
+		b.links[name] = l
+		b.t.Cleanup(func() { l.Close() })
+	}
 }
 
 // maps gives all maps by name.
 func (b *balancer) maps() map[string]*ebpf.Map {
 	all := map[string]*ebpf.Map{}
-	v := reflect.ValueOf(b.objs.DatapathMaps)
+	v := reflect.ValueOf(b.objs)
 	for i := range v.NumField() {
 		all[v.Type().Field(i).Tag.Get("ebpf")] = v.Field(i).Interface().(*ebpf.Map)
 	}
 	return all
-}
-
-func (b *balancer) attach(p *DatapathPrograms) {
-	b.t.Helper()
-	for _, h := range []struct {
-		name string
-		at   ebpf.AttachType
-		prog *ebpf.Program
-	}{
-		{DatapathProgStraitConnect4, ebpf.AttachCGroupInet4Connect, p.StraitConnect4},
-		{DatapathProgStraitConnect6, ebpf.AttachCGroupInet6Connect, p.StraitConnect6},
-		{DatapathProgStraitSendmsg4, ebpf.AttachCGroupUDP4Sendmsg, p.StraitSendmsg4},
-		{DatapathProgStraitSendmsg6, ebpf.AttachCGroupUDP6Sendmsg, p.StraitSendmsg6},
-		{DatapathProgStraitRecvmsg4, ebpf.AttachCGroupUDP4Recvmsg, p.StraitRecvmsg4},
-		{DatapathProgStraitRecvmsg6, ebpf.AttachCGroupUDP6Recvmsg, p.StraitRecvmsg6},
-		{DatapathProgStraitPeer4, ebpf.AttachCgroupInet4GetPeername, p.StraitPeer4},
-		{DatapathProgStraitPeer6, ebpf.AttachCgroupInet6GetPeername, p.StraitPeer6},
-		{DatapathProgStraitBind4, ebpf.AttachCGroupInet4Bind, p.StraitBind4},
-		{DatapathProgStraitBind6, ebpf.AttachCGroupInet6Bind, p.StraitBind6},
-		{DatapathProgStraitRelease, ebpf.AttachCgroupInetSockRelease, p.StraitRelease},
-	} {
-		if l := b.links[h.name]; l != nil {
-			b.check(l.Update(h.prog))
-			continue
-		}
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: os.Getenv(cgroupEnv), Attach: h.at, Program: h.prog})
-		if err != nil {
-			b.t.Fatalf("attach %s: %v", h.name, err)
-		}
-		b.links[h.name] = l
-		b.t.Cleanup(func() { l.Close() })
-	}
 }
 
 // backend starts a server that answers each connection or datagram with its own address.
@@ -268,4 +252,21 @@ func socket(t testing.TB, domain, kind, proto int) int {
 		t.Fatal(err)
 	}
 	return fd
+}
+
+// setSysctl changes a setting of this network namespace until the test ends.
+func setSysctl(t testing.TB, path, value string) {
+	t.Helper()
+	was, err := os.ReadFile(path)
+	if err == nil {
+		err = os.WriteFile(path, []byte(value), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(path, was, 0o644); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -323,6 +323,7 @@ const (
 	SelectMapStraitSlot      = "strait_slot"
 	SelectMapStraitSource    = "strait_source"
 	SelectProgStraitAsk      = "strait_ask"
+	SelectVarAskInBtf        = "ask_in_btf"
 	SelectVarCfgGuardMark    = "cfg_guard_mark"
 	SelectVarCfgImported     = "cfg_imported"
 	SelectVarCfgMaglevSize   = "cfg_maglev_size"
@@ -411,6 +412,7 @@ type SelectMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SelectVariableSpecs struct {
+	AskInBtf        *ebpf.VariableSpec `ebpf:"ask_in_btf"`
 	CfgGuardMark    *ebpf.VariableSpec `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.VariableSpec `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
@@ -494,6 +496,7 @@ func (m *SelectMaps) Close() error {
 //
 // It can be passed to LoadSelectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SelectVariables struct {
+	AskInBtf        *ebpf.Variable `ebpf:"ask_in_btf"`
 	CfgGuardMark    *ebpf.Variable `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.Variable `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.Variable `ebpf:"cfg_maglev_size"`

@@ -1,9 +1,11 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 //go:generate go tool bpf2go -go-package bpf -cc clang-19 -target bpfel -output-suffix _test -type ask -cflags "-O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -Wno-unused-function -I../../bpf/include -I../../bpf" Select testdata/select.c
@@ -18,6 +20,13 @@ func (b *balancer) asker(constants ...constant) asker {
 	b.t.Helper()
 	spec, err := LoadSelect()
 	b.check(err)
+	for name, m := range b.maps() {
+		if want := spec.Maps[name]; want != nil {
+			want.MaxEntries = m.MaxEntries()
+			want.Pinning = ebpf.PinNone
+		}
+	}
+	spec.Maps[DatapathMapStraitMaglev].InnerMap.Flags |= unix.BPF_F_INNER_MAP
 	for _, c := range constants {
 		b.check(spec.Variables[c.name].Set(c.value))
 	}
@@ -44,8 +53,17 @@ func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
 	if c.outer {
 		in.Outer = 1
 	}
+	packet, err := binary.Append(nil, binary.NativeEndian, in)
+	a.check(err)
+	act, packet, err := a.prog.Test(packet)
+	a.check(err)
+	if act != xdpPass {
+		a.t.Fatalf("verdict %d, want %d", act, xdpPass)
+	}
 	var out SelectAsk
-	_, err := a.prog.Run(&ebpf.RunOptions{Context: in, ContextOut: &out})
+	_, err = binary.Decode(packet, binary.NativeEndian, &out)
 	a.check(err)
 	return out.Backend
 }
+
+const xdpPass = 2

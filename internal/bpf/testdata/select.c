@@ -34,20 +34,31 @@ struct ask {
 	__u32 generation;
 };
 
-SEC("syscall")
-int strait_ask(struct ask *a)
-{
-	struct lb_client client = { .addr = a->client, .hash = a->hash, .outer = a->outer };
-	struct sockaddr_key front = a->front;
-	struct service *svc = lb_find(&front, false);
-	struct lb_choice choice;
+const struct ask *ask_in_btf __attribute__((unused)); /* keeps the type for the Go side */
 
+/* The "packet" is the question, and comes back with the answer. */
+SEC("xdp")
+int strait_ask(struct xdp_md *ctx)
+{
+	struct ask *a = (void *)(long)ctx->data;
+	struct lb_client client = {};
+	struct lb_choice choice;
+	struct sockaddr_key front;
+	struct service *svc;
+
+	if ((void *)(a + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	client.addr = a->client;
+	client.hash = a->hash;
+	client.outer = a->outer;
+	front = a->front;
 	a->backend = 0;
+	svc = lb_find(&front, false);
 	if (!svc || !lb_admits(svc, &client.addr) || !lb_select(svc, &front, &client, &choice))
-		return 0;
+		return XDP_PASS;
 	a->backend = choice.backend;
 	a->generation = choice.generation;
-	return 0;
+	return XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
