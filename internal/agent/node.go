@@ -33,6 +33,7 @@ type node struct {
 	maps   *maps.Maps
 	pools  *ipam.Allocator
 	keeper *endpoint.Keeper
+	netns  uint64 // cookie of the node's network namespace
 	cgroup string // empty: socket load balancing is off
 	tcx    bool
 	// newPrograms loads the programs of this build on the maps.
@@ -72,6 +73,9 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 	if n.net, err = netdev.Open(); err != nil {
 		return nil, err
 	}
+	if n.netns, err = n.net.OwnNetNSCookie(); err != nil {
+		return nil, err
+	}
 	changed, err := netdev.EnableForwarding(cfg.IPv4, cfg.IPv6)
 	if err != nil {
 		return nil, err
@@ -90,6 +94,7 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 	n.keeper = endpoint.New(endpoint.Config{
 		Dir: filepath.Join(cfg.StateDir, "endpoints"), Pools: n.pools, Links: n.net, Programs: podPrograms{n}, Maps: n.maps,
 		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log, Sources: n.sources,
+		OwnNetNS: n.netns,
 	})
 	return n, nil
 }
@@ -129,9 +134,16 @@ func (n *node) load(podMTU int) error {
 	if err != nil {
 		return err
 	}
+	services := n.cfg.Services
+	portLo, portHi, err := n.cfg.NodePortRange()
+	if err != nil {
+		return err
+	}
 	programs, err := n.newPrograms(load.Config{
 		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cfg.SocketLB.Enabled, TCX: n.tcx,
+		Services: services.Mode, NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
+		XDP: services.XDP != config.XDPOff,
 	})
 	if err != nil {
 		return err
@@ -161,7 +173,7 @@ func (n *node) attachLocked() error {
 	}
 	for d := range n.state.Devices.Snapshot().All() {
 		if d.Native {
-			errs = append(errs, n.attacher.Native(d.Name))
+			errs = append(errs, n.attacher.Native(d.Name), n.attacher.XDP(d.Name, n.cfg.Services.XDP))
 		}
 	}
 	return errors.Join(errs...)
@@ -212,7 +224,20 @@ func (n *node) adopt(ctx context.Context, devices []state.Device) error {
 	if len(differences) > 0 {
 		n.log.Debug("devices written", "differences", differences)
 	}
-	return errors.Join(err, pruneErr, mapErr, n.keeper.SetMTU(ctx, mtu))
+	return errors.Join(err, pruneErr, mapErr, n.nameSelf(), n.keeper.SetMTU(ctx, mtu))
+}
+
+// nameSelf tells the socket programs by which addresses services know the node's own clients.
+func (n *node) nameSelf() error {
+	var self maps.Netns
+	for _, a := range n.sources() {
+		if a.Is6() {
+			self.IPv6 = a
+		} else {
+			self.IPv4 = a
+		}
+	}
+	return n.maps.PutNetns(n.netns, self)
 }
 
 func (n *node) deviceIndex(name string) (int, bool) {
