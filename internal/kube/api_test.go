@@ -37,6 +37,7 @@ func TestRealAPIServer(t *testing.T) {
 	t.Run("election", func(t *testing.T) { testElection(t, client) })
 	t.Run("pod CIDRs are set once", func(t *testing.T) { testSetPodCIDRs(t, client) })
 	t.Run("node writer", func(t *testing.T) { testNodeWriter(t, client) })
+	t.Run("pod lives", func(t *testing.T) { testPodLives(t, client) })
 	t.Run("reflect", func(t *testing.T) { testReflectServer(t, server, client) })
 }
 
