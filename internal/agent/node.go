@@ -34,14 +34,16 @@ type node struct {
 	pools  *ipam.Allocator
 	keeper *endpoint.Keeper
 	netns  uint64 // cookie of the node's network namespace
-	cgroup string // empty: socket load balancing is off
 	tcx    bool
 	// newPrograms loads the programs of this build on the maps.
 	newPrograms func(load.Config) (*load.Programs, error)
 
 	mu       stdsync.RWMutex // guards loaded programs and what they were loaded with; held for reading while one is being attached
 	podMTU   int
-	tunnel   int // index of the tunnel device
+	tunnel   int      // index of the tunnel device
+	decided  decision // zero: the configuration says who serves Services
+	cgroup   string   // empty: socket load balancing is off
+	stale    bool     // programs were loaded for another mode
 	programs *load.Programs
 	attacher *attach.Attacher
 }
@@ -54,13 +56,11 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 			n.close()
 		}
 	}()
-	if err := load.Require(cfg.SocketLB.Enabled); err != nil {
+	if n.decided, err = readDecision(cfg); err != nil {
 		return nil, err
 	}
-	if cfg.SocketLB.Enabled {
-		if n.cgroup, err = attach.CgroupRoot(cfg.CgroupRoot); err != nil {
-			return nil, err
-		}
+	if n.cgroup, err = wantedCgroup(cfg, n.decided); err != nil {
+		return nil, err
 	}
 	tree, mounted, err := pin.Prepare(cfg.BPFRoot)
 	if err != nil {
@@ -123,7 +123,7 @@ func (n *node) load(podMTU int) error {
 	if len(changed) > 0 {
 		n.log.Info("tunnel device set up", "device", netdev.VXLANDevice, "changed", changed)
 	}
-	if n.programs != nil && n.podMTU == podMTU && n.tunnel == tunnel {
+	if n.programs != nil && n.podMTU == podMTU && n.tunnel == tunnel && !n.stale {
 		return nil
 	}
 	lo, hi, err := n.cfg.MasqueradePortRange()
@@ -139,17 +139,21 @@ func (n *node) load(podMTU int) error {
 	if err != nil {
 		return err
 	}
+	imported, err := n.maps.HasImports(lo, hi)
+	if err != nil {
+		return err
+	}
 	programs, err := n.newPrograms(load.Config{
 		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
-		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cfg.SocketLB.Enabled, TCX: n.tcx,
-		Services: services.Mode, NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
+		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported,
+		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
 		XDP: services.XDP != config.XDPOff,
 	})
 	if err != nil {
 		return err
 	}
 	old := n.programs
-	n.programs, n.podMTU, n.tunnel = programs, podMTU, tunnel
+	n.programs, n.podMTU, n.tunnel, n.stale = programs, podMTU, tunnel, false
 	n.attacher = attach.New(n.tree, n.net, programs, n.tcx)
 	err = n.attachLocked()
 	if old != nil {

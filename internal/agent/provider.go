@@ -30,6 +30,7 @@ func (a *agent) provider() localapi.Provider {
 	p.Maps = func(context.Context) ([]localapi.Map, error) { return a.mapList() }
 	p.DumpMap = a.dumpMap
 	p.CheckIPAM = a.checkIPAM
+	p.Takeover, p.TakeOver, p.UndoTakeover = a.takeoverStatus, a.takeOver, a.undoTakeover
 	return p
 }
 
@@ -182,7 +183,7 @@ func (a *agent) programList() ([]localapi.Program, error) {
 	for _, p := range list {
 		target := p.Device
 		if p.Kind == attach.Cgroup {
-			target = a.cgroup
+			target = a.cgroupDir()
 		}
 		out = append(out, localapi.Program{Name: p.Program, Hook: string(p.Kind), Target: target, ID: p.ProgramID})
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	stdsync "sync"
 	"sync/atomic"
 	"time"
 
@@ -43,6 +44,7 @@ type agent struct {
 	frontends   *sync.Frontends
 	prober      *probe.Prober
 	watcher     *netdev.Watcher
+	switching   stdsync.Mutex // held by who changes who serves Services
 	rehearsed   chan struct{} // closed when a pod can be started
 	lastAdd     atomic.Int64  // unix nanoseconds of the last successful ADD
 	lastError   atomic.Value  // string: of the last ADD, empty when it succeeded
@@ -95,6 +97,7 @@ func (a *agent) run(ctx context.Context) error {
 		a.followDevices,
 		func(ctx context.Context) error { a.keeper.Run(ctx, verifyEvery); return ctx.Err() },
 		a.sweep,
+		a.followTakeover,
 		a.serveAPI,
 		a.serveCNI,
 	}

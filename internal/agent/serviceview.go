@@ -17,11 +17,15 @@ import (
 // kubeProxyStatus says how services are served, and counts what there is of them.
 func (a *agent) kubeProxyStatus() (localapi.KubeProxy, error) {
 	cfg := a.cfg.Services
+	mode, decided := a.serviceMode()
 	k := localapi.KubeProxy{
-		Mode: string(cfg.Mode), SocketLB: a.cgroup != "" && cfg.Mode == config.ServicesOn, Cgroup: a.cgroup,
+		Mode: string(mode), SocketLB: a.cgroupDir() != "" && mode == config.ServicesOn, Cgroup: a.cgroupDir(),
 		Protocols: []string{"TCP", "UDP", "SCTP"}, Devices: a.nativeDevices(),
 		Forwarding: cfg.Forwarding, Algorithm: cfg.Algorithm, XDP: string(cfg.XDP), NodePorts: cfg.NodePorts, Announce: cfg.Announce,
 		ByType: map[string]int{},
+	}
+	if !decided.IsZero() {
+		k.Decided = &decided
 	}
 	for f := range a.state.Frontends.Snapshot().All() {
 		k.Frontends++

@@ -38,6 +38,10 @@ type Provider struct {
 	Maps    func(context.Context) ([]Map, error)
 	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all.
 	DumpMap func(ctx context.Context, name string, limit int) (MapDump, error)
+	// Takeover says who serves Services; TakeOver makes the node do it in place of kube-proxy, and UndoTakeover is the way back.
+	Takeover     func(context.Context) (Takeover, error)
+	TakeOver     func(context.Context) (Takeover, error)
+	UndoTakeover func(ctx context.Context, force bool) (Takeover, error)
 	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
 	CheckIPAM func(ctx context.Context, fix bool) (IPAMCheck, error)
 }
@@ -84,6 +88,7 @@ func Handler(p Provider) http.Handler {
 	})
 	mux.HandleFunc("GET /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, false) })
 	mux.HandleFunc("POST /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, true) })
+	handleTakeover(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, failure{fmt.Sprintf("no such path: %s %s", r.Method, r.URL.Path)})
 	})

@@ -8,11 +8,13 @@ import (
 // KubeProxy is the replacement of kube-proxy.
 type KubeProxy struct {
 	// Mode: on; off, kube-proxy serves Services; drain, only connections that are ours already.
-	Mode      string   `json:"mode,omitempty"`
-	SocketLB  bool     `json:"socketLB"`
-	Cgroup    string   `json:"cgroup,omitempty"`    // directory whose sockets are load balanced
-	Protocols []string `json:"protocols,omitempty"` // TCP, UDP, SCTP
-	Devices   []string `json:"devices,omitempty"`   // where services are answered for packets from outside
+	Mode string `json:"mode,omitempty"`
+	// Decided is when a person has decided so against the configuration: strait takeover.
+	Decided   *time.Time `json:"decided,omitempty"`
+	SocketLB  bool       `json:"socketLB"`
+	Cgroup    string     `json:"cgroup,omitempty"`    // directory whose sockets are load balanced
+	Protocols []string   `json:"protocols,omitempty"` // TCP, UDP, SCTP
+	Devices   []string   `json:"devices,omitempty"`   // where services are answered for packets from outside
 
 	Forwarding string `json:"forwarding,omitempty"` // snat or dsr: of services that do not choose
 	Algorithm  string `json:"algorithm,omitempty"`  // of services that do not choose
@@ -26,6 +28,7 @@ type KubeProxy struct {
 	Backends     int            `json:"backends,omitempty"`     // known to the kernel
 	Leaving      int            `json:"leaving,omitempty"`      // of them in no service any more, kept for their connections
 	MaglevTables int            `json:"maglevTables,omitempty"` // in the kernel
+	Problems     int            `json:"problems,omitempty"`     // services that have any
 }
 
 // The states of a backend.
