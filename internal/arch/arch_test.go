@@ -44,7 +44,8 @@ var ranks = map[string]int{
 	"internal/servicerules": 3, // pure: rows of the local API as kube-proxy would have written them
 	"internal/probe":        3, // asks the agents of other nodes
 
-	"internal/endpoint": 4,
+	"internal/endpoint":  4,
+	"internal/departure": 4, // closes connections to vanished backends
 
 	"internal/agent":    5,
 	"internal/operator": 5,
