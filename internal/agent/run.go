@@ -82,6 +82,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	registry := metric.NewRegistry("agent", a.Version)
 	a.metrics = metric.NewAgent(registry, a.status)
+	programming := metric.NewProgramming(registry, a.began)
 	if err := a.newReconcilers(); err != nil {
 		return err
 	}
@@ -97,7 +98,9 @@ func (a *agent) run(ctx context.Context) error {
 		a.followDevices,
 		func(ctx context.Context) error { a.keeper.Run(ctx, verifyEvery); return ctx.Err() },
 		a.sweep,
+		a.closeDeparted,
 		a.followTakeover,
+		func(ctx context.Context) error { return programming.Run(ctx, a.state.EndpointSlices, a.state.Frontends) },
 		a.serveAPI,
 		a.serveCNI,
 	}

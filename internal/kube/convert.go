@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 	"unique"
 
 	corev1 "k8s.io/api/core/v1"
@@ -50,6 +51,15 @@ func ToNode(o *corev1.Node) (state.Node, error) {
 	return n, errors.Join(errs...)
 }
 
+// triggerOf reads what kube-controller-manager notes for measuring how long a change takes. Of one that cannot be read nothing depends.
+func triggerOf(o *discoveryv1.EndpointSlice) time.Time {
+	at, err := time.Parse(time.RFC3339Nano, o.Annotations[corev1.EndpointsLastChangeTriggerTime])
+	if err != nil {
+		return time.Time{}
+	}
+	return at.UTC()
+}
+
 // ToEndpointSlice returns the row of an EndpointSlice; ok is false for one that can never have a frontend: its service
 // is headless, or it belongs to no service, or its addresses are names.
 func ToEndpointSlice(o *discoveryv1.EndpointSlice) (row state.EndpointSlice, ok bool, err error) {
@@ -62,6 +72,7 @@ func ToEndpointSlice(o *discoveryv1.EndpointSlice) (row state.EndpointSlice, ok 
 		Namespace: intern(o.Namespace),
 		Name:      o.Name,
 		Service:   state.ServiceName{Namespace: intern(o.Namespace), Name: service},
+		Trigger:   triggerOf(o),
 	}
 	var errs []error
 	for i, p := range o.Ports {

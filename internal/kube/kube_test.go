@@ -141,6 +141,11 @@ func TestToEndpointSlice(t *testing.T) {
 	if diff := cmp.Diff(want, row, comparable); diff != "" {
 		t.Error(diff)
 	}
+	noted := parse[*discoveryv1.EndpointSlice](t, sliceYAML("web-1", `[{addresses: [10.0.0.1]}]`))
+	noted.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: "2026-11-21T12:00:00.25Z"}
+	if row, _, err := ToEndpointSlice(noted); err != nil || !row.Trigger.Equal(time.Date(2026, 11, 21, 12, 0, 0, 250e6, time.UTC)) {
+		t.Errorf("trigger = %v, %v", row.Trigger, err)
+	}
 	if &row.Endpoints[0].ForZones[0] != &row.Endpoints[1].ForZones[0] {
 		t.Error("equal hints do not share memory")
 	}

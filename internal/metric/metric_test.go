@@ -40,7 +40,7 @@ func example(context.Context) (localapi.Status, error) {
 		Since:      start,
 		Problems:   []localapi.Problem{{Severity: localapi.SeverityError}, {Severity: localapi.SeverityError}},
 		Kubernetes: localapi.Kubernetes{Connected: true, Tables: []localapi.WatchTable{{Name: "nodes", Rows: 3, Synced: true}}},
-		KubeProxy:  localapi.KubeProxy{Frontends: 9},
+		KubeProxy:  localapi.KubeProxy{Frontends: 9, ByType: map[string]int{"ClusterIP": 7, "NodePort": 2}, Backends: 5, Leaving: 2, MaglevTables: 3, Problems: 4},
 		IPAM: localapi.IPAM{Pools: []localapi.Pool{
 			{Family: "IPv4", Allocated: 3, CoolingDown: 1, Capacity: 254}, {Family: "IPv4", Allocated: 2, Capacity: 14}}},
 		MTU:         localapi.MTU{Device: 1500, Pod: 1450},
@@ -49,9 +49,10 @@ func example(context.Context) (localapi.Status, error) {
 		Reconcilers: []reconcile.Health{{Table: "remotes", Rows: 5, Failing: 1, Drift: 2, Pruned: start}},
 		Programs:    []localapi.Program{{Name: "strait_from_pod"}, {Name: "strait_from_pod"}},
 		Maps:        []localapi.Map{{Name: "strait_ct", Entries: 7, Max: 100}, {Name: "strait_sk", Entries: localapi.Uncounted}},
-		Counters:    []localapi.Counter{{Name: "to_stack", Verdict: verdict.Forwarded, Packets: 6, Bytes: 600}, {Name: "isolated", Verdict: verdict.Dropped, Packets: 1, Bytes: 60}},
-		Health:      localapi.ClusterHealth{Nodes: 3, Reachable: 2},
-		Leftovers:   []localapi.Leftover{{Of: "flannel"}, {Of: "flannel"}},
+		Counters: []localapi.Counter{{Name: "to_stack", Verdict: verdict.Forwarded, Packets: 6, Bytes: 600}, {Name: "isolated", Verdict: verdict.Dropped, Packets: 1, Bytes: 60},
+			{Reason: uint32(verdict.Refused), Name: "refused", Verdict: verdict.Forwarded, Packets: 8}},
+		Health:    localapi.ClusterHealth{Nodes: 3, Reachable: 2},
+		Leftovers: []localapi.Leftover{{Of: "flannel"}, {Of: "flannel"}},
 	}, nil
 }
 
@@ -71,6 +72,7 @@ strait_agent_start_time_seconds 1000.5
 # HELP strait_datapath_packets_total Packets by what became of them; verdict is forwarded, ignored or dropped.
 # TYPE strait_datapath_packets_total counter
 strait_datapath_packets_total{reason="isolated",verdict="dropped"} 1
+strait_datapath_packets_total{reason="refused",verdict="forwarded"} 8
 strait_datapath_packets_total{reason="to_stack",verdict="forwarded"} 6
 # HELP strait_datapath_programs Attached programs by name: one per device or cgroup.
 # TYPE strait_datapath_programs gauge
@@ -96,6 +98,26 @@ strait_reconcile_drift_total{table="remotes"} 2
 # TYPE strait_cluster_nodes gauge
 strait_cluster_nodes{state="reachable"} 2
 strait_cluster_nodes{state="unreachable"} 1
+# HELP strait_service_frontends Addresses and ports that services answer on, by type (ClusterIP, NodePort, LoadBalancer, ExternalIP, HostPort).
+# TYPE strait_service_frontends gauge
+strait_service_frontends{type="ClusterIP"} 7
+strait_service_frontends{type="ExternalIP"} 0
+strait_service_frontends{type="HostPort"} 0
+strait_service_frontends{type="LoadBalancer"} 0
+strait_service_frontends{type="NodePort"} 2
+# HELP strait_service_backends Backends the kernel knows; state is used, or leaving when it is kept for connections that it has.
+# TYPE strait_service_backends gauge
+strait_service_backends{state="leaving"} 2
+strait_service_backends{state="used"} 3
+# HELP strait_service_maglev_tables Tables of backend sets that are chosen from by maglev.
+# TYPE strait_service_maglev_tables gauge
+strait_service_maglev_tables 3
+# HELP strait_service_problems Services with a problem that strait status shows.
+# TYPE strait_service_problems gauge
+strait_service_problems 4
+# HELP strait_service_unserved_packets_total Packets for services that had no backend; outcome is refused (the client was told) or dropped (externalTrafficPolicy is Local and none was on the node).
+# TYPE strait_service_unserved_packets_total counter
+strait_service_unserved_packets_total{outcome="refused"} 8
 # HELP strait_node_leftovers Traces of other networks found on the node.
 # TYPE strait_node_leftovers gauge
 strait_node_leftovers{of="flannel"} 2
@@ -182,6 +204,7 @@ func TestReference(t *testing.T) {
 	agent := metric.NewAgent(reg, example)
 	agent.Reconciler("remotes")("update", time.Millisecond, errors.New("no"))
 	agent.CNI("ADD", 0, time.Millisecond)
+	metric.NewProgramming(reg, time.Now())
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

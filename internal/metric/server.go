@@ -29,12 +29,12 @@ func (s Server) Handler() http.Handler {
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,
 	}))
-	mux.HandleFunc("GET /healthz", verdict(s.Live))
-	mux.HandleFunc("GET /readyz", verdict(s.Ready))
+	mux.HandleFunc("GET /healthz", answerHealth(s.Live))
+	mux.HandleFunc("GET /readyz", answerHealth(s.Ready))
 	return mux
 }
 
-func verdict(check func() error) http.HandlerFunc {
+func answerHealth(check func() error) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		text := "ok\n"

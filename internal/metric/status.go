@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/strait-net/strait/internal/localapi"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 // statusCollector reads a Status at each scrape, so that metrics and strait status never disagree.
@@ -21,6 +22,7 @@ type statusCollector struct {
 	connected, tableRows, tableSynced                    *prometheus.Desc
 	addresses, endpoints, frontends, cniReady, cniQueued *prometheus.Desc
 	clusterNodes, leftovers                              *prometheus.Desc
+	backends, maglev, unserved, troubled                 *prometheus.Desc
 }
 
 func newStatusCollector(status func(context.Context) (localapi.Status, error)) *statusCollector {
@@ -52,7 +54,12 @@ func newStatusCollector(status func(context.Context) (localapi.Status, error)) *
 
 		addresses: d("ipam_addresses", "Addresses of this node's pod CIDRs; state is allocated, cooling or free.", "family", "state"),
 		endpoints: d("endpoint_pods", "Interfaces of local pods by phase (adding, ready, degraded).", "phase"),
-		frontends: d("service_frontends", "Addresses and ports that services answer on."),
+		frontends: d("service_frontends", "Addresses and ports that services answer on, by type (ClusterIP, NodePort, LoadBalancer, ExternalIP, HostPort).", "type"),
+		backends:  d("service_backends", "Backends the kernel knows; state is used, or leaving when it is kept for connections that it has.", "state"),
+		maglev:    d("service_maglev_tables", "Tables of backend sets that are chosen from by maglev."),
+		unserved: d("service_unserved_packets_total",
+			"Packets for services that had no backend; outcome is refused (the client was told) or dropped (externalTrafficPolicy is Local and none was on the node).", "outcome"),
+		troubled:  d("service_problems", "Services with a problem that strait status shows."),
 		cniReady:  d("cni_ready", "1 once a probe sandbox has worked."),
 		cniQueued: d("cni_queued_deletes", "Deletes on disk waiting to be replayed."),
 
@@ -65,7 +72,7 @@ func (c *statusCollector) all() []*prometheus.Desc {
 	return []*prometheus.Desc{
 		c.up, c.problems, c.started, c.packets, c.bytes, c.programs, c.mtu, c.mapEntries, c.mapCapacity, c.rows, c.failing, c.drift,
 		c.checked, c.connected, c.tableRows, c.tableSynced, c.addresses, c.endpoints, c.frontends, c.cniReady, c.cniQueued,
-		c.clusterNodes, c.leftovers,
+		c.clusterNodes, c.leftovers, c.backends, c.maglev, c.unserved, c.troubled,
 	}
 }
 
@@ -96,6 +103,7 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	c.collectDatapath(s, gauge, counter)
 	c.collectTables(s, gauge, counter)
 	c.collectPods(s, gauge)
+	c.collectServices(s, gauge, counter)
 }
 
 type (
@@ -179,9 +187,25 @@ func (c *statusCollector) collectPods(s localapi.Status, gauge gaugeFunc) {
 	gauge(c.endpoints, float64(s.Endpoints.Adding), "adding")
 	gauge(c.endpoints, float64(s.Endpoints.Ready), "ready")
 	gauge(c.endpoints, float64(s.Endpoints.Degraded), "degraded")
-	gauge(c.frontends, float64(s.KubeProxy.Frontends))
 	gauge(c.cniReady, truth(s.CNI.Ready))
 	gauge(c.cniQueued, float64(s.CNI.Queued))
+}
+
+func (c *statusCollector) collectServices(s localapi.Status, gauge gaugeFunc, counter counterFunc) {
+	k := s.KubeProxy
+	for _, kind := range []string{"ClusterIP", "NodePort", "LoadBalancer", "ExternalIP", "HostPort"} { // one that is gone is told as 0
+		gauge(c.frontends, float64(k.ByType[kind]), kind)
+	}
+	gauge(c.backends, float64(k.Backends-k.Leaving), "used")
+	gauge(c.backends, float64(k.Leaving), "leaving")
+	gauge(c.maglev, float64(k.MaglevTables))
+	gauge(c.troubled, float64(k.Problems))
+	outcomes := map[verdict.Reason]string{verdict.Refused: "refused", verdict.NoLocalBackend: "dropped"}
+	for _, r := range s.Counters {
+		if outcome, ok := outcomes[verdict.Reason(r.Reason)]; ok {
+			counter(c.unserved, r.Packets, outcome)
+		}
+	}
 }
 
 func truth(b bool) float64 {

@@ -185,6 +185,9 @@ type EndpointSlice struct {
 	Service   ServiceName
 	Ports     []EndpointPort
 	Endpoints []SliceEndpoint
+	// Trigger is when what the slice says now became true of a pod or the service, by the clock of the control plane; zero when unknown.
+	// It is no part of what a slice says: Equal does not look at it.
+	Trigger time.Time
 }
 
 // Equal reports whether two slices say the same.

@@ -21,7 +21,7 @@ const (
 func Judge(s *localapi.Status, endpoints []localapi.Endpoint, found ...localapi.Problem) {
 	s.Endpoints = count(endpoints)
 	var j judge
-	j.found(found)
+	s.KubeProxy.Problems = j.found(found)
 	synced := j.kubernetes(s.Kubernetes)
 	j.services(s.KubeProxy)
 	j.reconcilers(s)
@@ -78,8 +78,8 @@ func (j *judge) warning(subject, text, action string) {
 	j.problems = append(j.problems, localapi.Problem{Severity: localapi.SeverityWarning, Subject: subject, Text: text, Action: action})
 }
 
-// found takes over what is known already; of many services only some are named.
-func (j *judge) found(all []localapi.Problem) {
+// found takes over what is known already; of many services only some are named. It returns how many services have problems.
+func (j *judge) found(all []localapi.Problem) (services int) {
 	named, more := map[string]bool{}, map[string]bool{}
 	for _, p := range all {
 		if strings.HasPrefix(p.Subject, serviceSubject) && !named[p.Subject] {
@@ -97,6 +97,7 @@ func (j *judge) found(all []localapi.Problem) {
 	if len(more) > 0 {
 		j.error("services", fmt.Sprintf("%d more have problems", len(more)), "see strait service list")
 	}
+	return len(named) + len(more)
 }
 
 func (j *judge) services(k localapi.KubeProxy) {
