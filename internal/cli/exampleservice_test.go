@@ -58,7 +58,7 @@ func exampleServices(i int, trouble bool) []localapi.Service {
 	}
 }
 
-// exampleDetail is a load balancer with an endpoint in every state, a headless service, and one with an external name.
+// exampleDetail is a load balancer with an endpoint in every state, or a service that is not balanced.
 func exampleDetail(i int, name string, trouble bool) (localapi.ServiceDetail, error) {
 	d := localapi.ServiceDetail{Node: fmt.Sprintf("n%d", i), Namespace: "default", Created: ago(50 * time.Hour), Frontends: []localapi.Service{}, Endpoints: []localapi.ServiceEndpoint{}}
 	switch name {
@@ -67,8 +67,6 @@ func exampleDetail(i int, name string, trouble bool) (localapi.ServiceDetail, er
 		return d, nil
 	case "default/cache":
 		d.Name, d.Type, d.Note = "cache", "Headless", "nothing to do: resolved by DNS to the addresses of its endpoints"
-		d.Endpoints = []localapi.ServiceEndpoint{{Protocol: "TCP", Address: at("10.244.1.8:6379"), Pod: "default/cache-0", Node: "n1", State: "active"},
-			{Protocol: "TCP", Address: at("10.244.2.8:6379"), Pod: "default/cache-1", Node: "n2", State: "out", Why: "not ready"}}
 		return d, nil
 	case "default/shop":
 	default:

@@ -3,6 +3,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -21,3 +22,7 @@ func pinned() bool { return false }
 func kernelObjects() (objects, error) { return objects{}, errNoNode }
 
 func kernelDump(string, int) (localapi.MapDump, error) { return localapi.MapDump{}, errNoNode }
+
+func proxyProcesses() ([]localapi.ProxyTrace, error) { return nil, nil }
+
+func removeLegacyRules(context.Context) ([]string, error) { return nil, errNoNode }

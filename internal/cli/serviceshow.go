@@ -91,7 +91,14 @@ func (a *app) serviceText(all answers[localapi.ServiceDetail]) string {
 		}
 		v.b.WriteString("\n" + a.render(g))
 	}
-	v.b.WriteString("\n" + a.renderOr(endpointsOf(d), "no endpoints: no EndpointSlice of this service has an address"))
+	nothing := "no endpoints: no EndpointSlice of this service has an address"
+	switch {
+	case d.Target != "":
+		return v.b.String()
+	case d.Note != "":
+		nothing = "its endpoints are not followed: kubectl get endpointslices -n " + d.Namespace + " -l kubernetes.io/service-name=" + d.Name
+	}
+	v.b.WriteString("\n" + a.renderOr(endpointsOf(d), nothing))
 	return v.b.String()
 }
 
@@ -100,8 +107,8 @@ func (v *screen) serviceHead(d joinedDetail) {
 	verdict := fmt.Sprintf("%d of %d endpoints in use", active, len(d.endpoints))
 	look := green
 	switch {
-	case d.Type == "ExternalName":
-		verdict, look = "resolved by DNS", plain
+	case d.Note != "":
+		verdict, look = "not balanced", plain
 	case active == 0:
 		look = red
 	case active < len(d.endpoints):
