@@ -20,8 +20,10 @@ var ErrShape = errors.New("pinned map has another shape")
 
 // Maps are the open maps of one agent. Methods may be called from any goroutine.
 type Maps struct {
-	byName map[string]*ebpf.Map
-	orphan orphans
+	byName  map[string]*ebpf.Map
+	orphan  orphans
+	rebuild rebuilder
+	pending []*rebuilt // in the order of their names; until Settle
 }
 
 // Spec returns the datapath with its maps in the configured sizes.
@@ -47,41 +49,94 @@ func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
-// Open opens every pinned map of spec and makes and pins those that are missing. Maps with another shape stay as they are: the
-// error matches ErrShape and names every one of them with both shapes, and nothing is made.
+// Open opens every pinned map of spec and makes and pins those that are missing. One whose entries have an older form, or whose size was
+// changed, is made anew with its entries in it: see Settle. Maps with any other shape stay as they are: the error matches ErrShape and
+// names every one of them with both shapes, and nothing is made.
 func Open(tree pin.Tree, spec *ebpf.CollectionSpec) (*Maps, error) {
-	m := &Maps{byName: map[string]*ebpf.Map{}}
+	return openWith(rebuilder{tree, func(string) error { return nil }}, spec)
+}
+
+func openWith(r rebuilder, spec *ebpf.CollectionSpec) (_ *Maps, err error) {
+	m := &Maps{byName: map[string]*ebpf.Map{}, rebuild: r}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
 	var wrong []error
-	var missing []*ebpf.MapSpec
+	var missing, other []*ebpf.MapSpec
 	for _, name := range pinnedNames(spec) {
 		want := spec.Maps[name]
-		have, err := ebpf.LoadPinnedMap(filepath.Join(tree.Maps(), name), nil)
+		have, err := m.find(want)
 		switch {
-		case errors.Is(err, os.ErrNotExist):
-			missing = append(missing, want)
 		case err != nil:
-			wrong = append(wrong, fmt.Errorf("open pinned map %s: %w", name, err))
+			wrong = append(wrong, err)
+		case have == nil:
+			missing = append(missing, want)
 		default:
 			m.byName[name] = have
-			if shapeOf(have) != shapeOfSpec(want) {
-				wrong = append(wrong, fmt.Errorf("%w: %s is %s, want %s", ErrShape, name, shapeOf(have), shapeOfSpec(want)))
+			if shapeOf(have) == shapeOfSpec(want) {
+				continue
 			}
+			if _, known := form(have, want); known {
+				other = append(other, want)
+				continue
+			}
+			wrong = append(wrong, fmt.Errorf("%w: %s is %s, want %s", ErrShape, name, shapeOf(have), shapeOfSpec(want)))
 		}
 	}
 	if len(wrong) > 0 {
-		m.Close()
-		return nil, fmt.Errorf("%w\nif a size below maps in the configuration was changed, set it back; otherwise empty the node with strait uninstall",
-			errors.Join(wrong...))
+		return nil, fmt.Errorf("%w\nempty the node with strait uninstall, or go back to the version that has made them", errors.Join(wrong...))
+	}
+	for _, want := range other {
+		if err := m.remake(want); err != nil {
+			return nil, err
+		}
 	}
 	for _, want := range missing {
-		made, err := ebpf.NewMapWithOptions(want, ebpf.MapOptions{PinPath: tree.Maps()})
+		made, err := ebpf.NewMapWithOptions(want, ebpf.MapOptions{PinPath: r.tree.Maps()})
 		if err != nil {
-			m.Close()
-			return nil, fmt.Errorf("create map %s (%s): %w", want.Name, shapeOfSpec(want), tree.Explain(err))
+			return nil, fmt.Errorf("create map %s (%s): %w", want.Name, shapeOfSpec(want), r.tree.Explain(err))
 		}
 		m.byName[want.Name] = made
 	}
 	return m, nil
+}
+
+// find opens a pinned map, nil if there is none. One that was being rebuilt is gone on with.
+func (m *Maps) find(want *ebpf.MapSpec) (*ebpf.Map, error) {
+	name := want.Name
+	have, err := ebpf.LoadPinnedMap(m.rebuild.current(name), nil)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("open pinned map %s: %w", name, err)
+	}
+	next, err := m.rebuild.resume(name)
+	if err != nil || next == nil {
+		return have, err
+	}
+	if have == nil {
+		return next, m.rebuild.swap(name)
+	}
+	if l, known := form(have, want); known && shapeOf(next) == shapeOfSpec(want) {
+		m.pending = append(m.pending, &rebuilt{name: name, old: have, form: l})
+		return next, nil
+	}
+	err = m.rebuild.finish(name, have, next)
+	_ = have.Close()
+	return next, err
+}
+
+// remake makes a map anew beside the pinned one.
+func (m *Maps) remake(want *ebpf.MapSpec) error {
+	old := m.byName[want.Name]
+	l, _ := form(old, want)
+	made, err := m.rebuild.make(want, old, l)
+	if err != nil {
+		return err
+	}
+	m.byName[want.Name] = made
+	m.pending = append(m.pending, &rebuilt{name: want.Name, old: old, form: l})
+	return nil
 }
 
 // OpenPinned opens the maps that are pinned, for reading, and makes none. The error matches os.ErrNotExist when there are none
@@ -93,7 +148,10 @@ func OpenPinned(tree pin.Tree) (*Maps, error) {
 	}
 	m := &Maps{byName: map[string]*ebpf.Map{}}
 	for _, name := range pinnedNames(spec) {
-		have, err := ebpf.LoadPinnedMap(filepath.Join(tree.Maps(), name), nil)
+		have, err := ebpf.LoadPinnedMap(filepath.Join(tree.Next(), name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			have, err = ebpf.LoadPinnedMap(filepath.Join(tree.Maps(), name), nil)
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -116,6 +174,9 @@ func (m *Maps) Kernel() map[string]*ebpf.Map { return m.byName }
 func (m *Maps) Close() {
 	for _, k := range m.byName {
 		_ = k.Close()
+	}
+	for _, p := range m.pending {
+		_ = p.old.Close()
 	}
 }
 

@@ -125,23 +125,6 @@ func TestOtherShapeIsRefusedAndKept(t *testing.T) {
 	}
 }
 
-func TestSizeChangeIsRefused(t *testing.T) {
-	tree, _, err := pin.Prepare(nstest.BPFFS(t, 0))
-	if err != nil {
-		t.Fatal(err)
-	}
-	openAt(t, tree, small)
-	bigger := small
-	bigger.NAT = 4096
-	spec, err := Spec(bigger)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(tree, spec); !errors.Is(err, ErrShape) || !strings.Contains(err.Error(), "strait_nat is") {
-		t.Errorf("error %v", err)
-	}
-}
-
 func TestReadOnlyPinPath(t *testing.T) {
 	root := nstest.BPFFS(t, 0)
 	tree, _, err := pin.Prepare(root)

@@ -49,6 +49,9 @@ func Prepare(bpfRoot string) (t Tree, mounted bool, err error) {
 // Maps is the directory of pinned maps, each under its name.
 func (t Tree) Maps() string { return filepath.Join(t.root, "maps") }
 
+// Next is the directory of maps that are to take the place of pinned ones, each under its name. It exists only meanwhile.
+func (t Tree) Next() string { return filepath.Join(t.root, "next") }
+
 // Links is the directory of pinned links, each <program>-<device> or <program>-cgroup.
 func (t Tree) Links() string { return filepath.Join(t.root, "links") }
 
