@@ -5,7 +5,7 @@
 #pragma once
 
 #define LB_TRIES 4	/* a slot may be empty for a moment while a backend leaves; the neighbour is as good */
-#define LB_COMPARE 1024 /* slots that are looked at for the least loaded backend; of a larger set, a random part */
+#define LB_COMPARE 1024 /* slots that are looked at in a search; of a larger set, a random part */
 
 /* Who asks for a backend, and how the choice can be told from that of others. */
 struct lb_client {
@@ -65,15 +65,17 @@ static __noinline int lb_pick_maglev(__u32 set, __u32 hash, struct lb_choice *c)
 	return backend && lb_take(*backend, c);
 }
 
-/* A search for the least loaded backend. load / weight is compared by cross-multiplication: both are 32 bits. */
+/* A search for the backend with the lowest load / weight, compared by cross-multiplication: both are 32 bits. Among equals chance
+ * decides, in proportion to weights.
+ */
 struct lb_least {
 	__u32 set;
 	__u32 count;
-	__u32 start; /* a random slot: backends that are equal get their share by chance */
+	__u32 start;
 	enum algorithm algorithm;
 	__u64 load; /* of the best so far */
 	__u32 weight;
-	__u32 found;
+	__u32 equals; /* sum of the weights of those as good as that; 0: none found */
 	struct lb_choice *choice;
 };
 
@@ -81,25 +83,29 @@ static long lb_least_step(__u32 i, struct lb_least *l)
 {
 	struct slot_key key = { .set = l->set, .slot = (l->start + i) % l->count };
 	struct slot *slot = bpf_map_lookup_elem(&strait_slot, &key);
-	__u64 load;
+	__u64 load, mine, best;
 	__u32 weight;
-	bool idle;
 
 	if (!slot)
 		return 0;
 	weight = slot->weight ? slot->weight : 1;
 	load = load_of(slot->backend);
-	idle = l->algorithm == ALGORITHM_NQ && !load;
-	if (l->algorithm != ALGORITHM_LC)
+	if (l->algorithm == ALGORITHM_SED || (l->algorithm == ALGORITHM_NQ && load))
 		load++; /* with the connection that is to be placed */
-	if (!idle && l->found && load * l->weight >= l->load * weight)
+	mine = load * l->weight;
+	best = l->load * weight;
+	if (l->equals && mine > best)
 		return 0;
+	if (l->equals && mine == best && bpf_get_prandom_u32() % (l->equals + weight) >= weight) {
+		l->equals += weight;
+		return 0;
+	}
 	if (!lb_take(slot->backend, l->choice))
 		return 0;
-	l->found = 1;
+	l->equals = mine == best ? l->equals + weight : weight;
 	l->load = load;
 	l->weight = weight;
-	return idle;
+	return 0;
 }
 
 static __noinline int lb_pick_least(__u32 set, __u32 count, enum algorithm algorithm, struct lb_choice *c)
@@ -113,32 +119,32 @@ static __noinline int lb_pick_least(__u32 set, __u32 count, enum algorithm algor
 	};
 
 	bpf_loop(count < LB_COMPARE ? count : LB_COMPARE, lb_least_step, &l, 0);
-	return l.found;
+	return l.equals != 0;
 }
 
-/* Two different slots by chance, and of these the one with the shorter expected delay. */
+/* Two different slots by chance, and of these the one with the lower load / weight. */
 static __noinline int lb_pick_p2c(__u32 set, __u32 count, struct lb_choice *c)
 {
 	struct slot_key key = { .set = set, .slot = bpf_get_prandom_u32() % count };
-	struct slot *a, *b = NULL;
+	__u32 weight_a, weight_b, chance;
+	struct slot *a, *b;
 	__u64 load_a, load_b;
 
+	if (count < 2)
+		return 0;
 	a = bpf_map_lookup_elem(&strait_slot, &key);
-	if (count > 1) {
-		key.slot = (key.slot + 1 + bpf_get_prandom_u32() % (count - 1)) % count;
-		b = bpf_map_lookup_elem(&strait_slot, &key);
-	}
+	key.slot = (key.slot + 1 + bpf_get_prandom_u32() % (count - 1)) % count;
+	b = bpf_map_lookup_elem(&strait_slot, &key);
 	if (!a || !b)
-		return a ? lb_take(a->backend, c) : b ? lb_take(b->backend, c) : 0;
-	load_a = (load_of(a->backend) + 1) * (b->weight ? b->weight : 1);
-	load_b = (load_of(b->backend) + 1) * (a->weight ? a->weight : 1);
-	if (load_b < load_a) {
-		struct slot *less = b;
-
-		b = a;
-		a = less;
-	}
-	return lb_take(a->backend, c) || lb_take(b->backend, c);
+		return 0;
+	weight_a = a->weight ? a->weight : 1;
+	weight_b = b->weight ? b->weight : 1;
+	load_a = load_of(a->backend) * weight_b;
+	load_b = load_of(b->backend) * weight_a;
+	chance = bpf_get_prandom_u32() % (weight_a + weight_b);
+	if (load_a < load_b || (load_a == load_b && chance < weight_a))
+		return lb_take(a->backend, c) || lb_take(b->backend, c);
+	return lb_take(b->backend, c) || lb_take(a->backend, c);
 }
 
 /* A search for a backend in a set. */

@@ -67,3 +67,17 @@ func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
 }
 
 const xdpPass = 2
+
+// table gives a set its maglev table of backend ids.
+func (b *balancer) table(set uint32, ids []uint32) {
+	b.t.Helper()
+	inner, err := ebpf.NewMap(&ebpf.MapSpec{
+		Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: uint32(len(ids)), Flags: unix.BPF_F_INNER_MAP,
+	})
+	b.check(err)
+	defer inner.Close()
+	for i, id := range ids {
+		b.check(inner.Put(uint32(i), id))
+	}
+	b.check(b.objs.StraitMaglev.Put(set, inner))
+}
