@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,7 +121,7 @@ func (a *app) look(ctx context.Context, c *localapi.Client) (localapi.Takeover, 
 	}
 	seen, err := proxyProcesses()
 	for _, s := range seen {
-		if !contains(t.Running, s) {
+		if !slices.Contains(t.Running, s) {
 			t.Running = append(t.Running, s)
 		}
 	}
