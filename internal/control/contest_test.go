@@ -147,7 +147,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 		{"pod CIDR", balancer("web", "10.96.0.1", 1, "10.244.1.7", "203.0.113.7"), "203.0.113.7:80/TCP of service shop/web\n" +
 			"service shop/web: LoadBalancer address 10.244.1.7 is in pod CIDR 10.244.1.0/24 of node you; it is not served"},
 		{"node address", balancer("web", "10.96.0.1", 1, "192.0.2.2"),
-			"service shop/web: LoadBalancer address 192.0.2.2 is in address 192.0.2.2 of node you; it is not served"},
+			"192.0.2.2:80/TCP of service shop/web"},
 		{"IPv6 pod CIDR", balancer("web", "10.96.0.1", 1, "fd00:1::7"),
 			"service shop/web: LoadBalancer address fd00:1::7 is in pod CIDR fd00:1::/64 of node me; it is not served"},
 		{"external IP of a node", external("web", "10.96.0.1", 1, "192.0.2.2"), "192.0.2.2:80/TCP of service shop/web"},
@@ -182,7 +182,7 @@ func TestAddressesOfOthersAreRefused(t *testing.T) {
 		{func() {}, true},
 		{func() { r.st.Nodes.Insert(member("you", "", "192.0.2.2", "10.244.1.0/24")) }, false},
 		{func() { r.st.Nodes.Insert(member("you", "", "192.0.2.2", "10.244.2.0/24")) }, true},
-		{func() { r.st.Nodes.Insert(member("me", "", "10.244.1.7", "10.244.3.0/24")) }, false},
+		{func() { r.st.Nodes.Insert(member("me", "", "10.244.1.7", "10.244.1.0/24")) }, false},
 		{func() { r.st.Nodes.Delete("me") }, true},
 	} {
 		c.change()

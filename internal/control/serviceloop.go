@@ -306,8 +306,8 @@ type ports struct{ low, high uint16 }
 
 func (p ports) outside(port uint16) bool { return p.high != 0 && (port < p.low || port > p.high) }
 
-// objection says why an address may not be a service's, or nothing. An external IP may be a node's address, as Kubernetes documents; then
-// that port of the node is the service's.
+// objection says why an address may not be a service's, or nothing. It may be a node's address, as Kubernetes documents for external IPs
+// and as balancers that run on the nodes themselves announce; then that port of the node is the service's.
 func (s *Services) objection(f state.Frontend) string {
 	kind := "LoadBalancer address "
 	if f.Type == state.ExternalIP {
@@ -321,7 +321,7 @@ func (s *Services) objection(f state.Frontend) string {
 		s.occupied = occupied(s.state.Nodes.Snapshot().All())
 	}
 	other, overlaps := s.occupied.overlapping(host(a))
-	if !overlaps || other.kind != state.RemotePods && f.Type == state.ExternalIP {
+	if !overlaps || other.kind != state.RemotePods {
 		return ""
 	}
 	return kind + a.String() + " is in " + describe(other) + " of node " + other.node + "; it is not served"
