@@ -18,6 +18,7 @@ import (
 	"github.com/strait-net/strait/internal/datapath/pin"
 	"github.com/strait-net/strait/internal/datapath/sync"
 	"github.com/strait-net/strait/internal/endpoint"
+	"github.com/strait-net/strait/internal/healthcheck"
 	"github.com/strait-net/strait/internal/ipam"
 	"github.com/strait-net/strait/internal/state"
 )
@@ -147,7 +148,7 @@ func (n *node) load(podMTU int) error {
 		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported,
 		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
-		XDP: services.XDP != config.XDPOff,
+		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff,
 	})
 	if err != nil {
 		return err
@@ -155,11 +156,26 @@ func (n *node) load(podMTU int) error {
 	old := n.programs
 	n.programs, n.podMTU, n.tunnel, n.stale = programs, podMTU, tunnel, false
 	n.attacher = attach.New(n.tree, n.net, programs, n.tcx)
-	err = n.attachLocked()
+	err = errors.Join(n.takeOverLocked(), n.attachLocked())
 	if old != nil {
 		old.Close()
 	}
 	return err
+}
+
+// takeOverLocked replaces all programs of earlier starts, wherever they are: they and these must not use different maps for longer than that
+// takes. Maps that were made anew are complete then.
+func (n *node) takeOverLocked() error {
+	if names := n.maps.Rebuilding(); len(names) > 0 {
+		n.log.Info("pinned maps made anew, their entries copied", "maps", names)
+	}
+	if err := n.maps.CatchUp(); err != nil {
+		return err
+	}
+	if err := n.attacher.Refresh(); err != nil {
+		return err
+	}
+	return n.maps.Settle()
 }
 
 // attachLocked puts the loaded programs everywhere they belong. A device that has gone meanwhile is no error.

@@ -202,6 +202,61 @@ func (a *Attacher) keep(path string, p *ebpf.Program, here func(*link.Info) bool
 	return nil
 }
 
+// Refresh puts the loaded programs in the place of older ones wherever they are attached, pods included, and attaches none anew. When it has
+// succeeded no program of an earlier start is left, save those of which none is loaded.
+func (a *Attacher) Refresh() error {
+	pins, err := a.pins()
+	if err != nil {
+		return err
+	}
+	filters, err := a.net.Filters() // before the first is replaced: while old and new ones run side by side, time counts
+	errs := []error{err}
+	for _, name := range pins {
+		errs = append(errs, a.refresh(name))
+	}
+	for _, f := range filters {
+		p, err := a.program(f.Name)
+		if err != nil || programID(p) == f.ProgramID {
+			continue
+		}
+		index, err := a.net.Index(f.Device)
+		if err == nil {
+			err = a.net.AttachFilter(f.Device, index, f.Ingress, p.FD(), f.Name)
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) { // the device is gone, and its programs with it
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (a *Attacher) refresh(name string) error {
+	pinned, _, ok := parsePin(name)
+	program, _ := kindOfXDP(pinned)
+	p, err := a.program(program)
+	if !ok || err != nil {
+		return nil
+	}
+	l, err := link.LoadPinnedLink(filepath.Join(a.tree.Links(), name), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link %s: %w", name, err)
+	}
+	defer release(l)
+	switch info, err := l.Info(); {
+	case err != nil:
+		return fmt.Errorf("look at pinned link %s: %w", name, err)
+	case uint32(info.Program) == programID(p):
+		return nil
+	}
+	if err := l.Update(p); err != nil && !errors.Is(err, unix.ENOLINK) { // what it was attached to is gone
+		return fmt.Errorf("replace program in link %s: %w", name, err)
+	}
+	return nil
+}
+
 // Detach removes the programs of a native or tunnel device; what is not there is no error.
 func (a *Attacher) Detach(device string) error {
 	for _, h := range slices.Concat(nativeHooks(), tunnelHooks()) {

@@ -320,6 +320,37 @@ func TestReadOnlyLinks(t *testing.T) {
 	})
 }
 
+// Everything of an earlier start is replaced at once, also on devices that the agent does not know of yet.
+func TestRefresh(t *testing.T) {
+	needTCX(t)
+	nstest.In(t, "", func() {
+		r := newRig(t)
+		for _, name := range []string{"up0", "up1", "up2"} {
+			r.uplink(name)
+		}
+		first := r.start(true)
+		root := cgroup(t)
+		if err := errors.Join(first.Native("up0"), first.XDP("up0", config.XDPGeneric), first.AttachPod("up1", 0), first.Native("up2"), first.Cgroup(root)); err != nil {
+			t.Fatal(err)
+		}
+		before := list(t, first)
+		if err := r.net.DeleteDevice("up2"); err != nil { // leaves pins behind
+			t.Fatal(err)
+		}
+		second := r.start(true)
+		if got := list(t, second); slices.ContainsFunc(got, func(s string) bool { return strings.HasSuffix(s, " true") }) {
+			t.Errorf("before: %q", got)
+		}
+		for range 2 {
+			if err := second.Refresh(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := slices.DeleteFunc(before, func(s string) bool { return strings.Contains(s, " up2 ") })
+		expect(t, "refreshed", list(t, second), want...)
+	})
+}
+
 func TestXDP(t *testing.T) {
 	nstest.In(t, "", func() {
 		r := newRig(t)
