@@ -28,8 +28,11 @@
 #include "lib/rewrite.h"
 #include "lib/nat.h"
 #include "lib/error.h"
-#include "lib/world.h"
 #include "lib/lb.h"
+#include "lib/lb_packet.h"
+#include "lib/front.h"
+#include "lib/world.h"
+#include "lib/forward.h"
 #include "lib/announce.h"
 
 #include "from_pod.c"

@@ -2,7 +2,7 @@
 /* tcx ingress of the node's devices: what comes from the network. */
 
 /* A pod of this node is never out there: looked at when a connection begins, and for errors, which have none. */
-static __always_inline enum reason from_net_track(const struct packet *p)
+static __always_inline enum reason from_net_track(struct __sk_buff *skb, struct packet *p)
 {
 	bool error = p->flags & PACKET_ERROR;
 	struct ct_entry *ct = NULL;
@@ -19,14 +19,14 @@ static __always_inline enum reason from_net_track(const struct packet *p)
 		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
 	}
 	ct_update(ct, p, dir);
-	return 0;
+	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
 
 static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep)
 {
 	enum reason why;
 
-	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p->src)))
+	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_owner(&p->src)))
 		return drop(skb, REASON_ISOLATED);
 	if (p->ttl <= 1)
 		return to_stack(skb);
@@ -34,10 +34,10 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 		return drop(skb, REASON_UNRELATED_ICMP);
 	if (!frag_resolve(p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	why = from_net_track(p);
+	why = from_net_track(skb, p);
 	if (why)
 		return drop(skb, why);
-	return deliver_pod(skb, p, ep);
+	return deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 }
 
 SEC("tcx/ingress")
@@ -52,5 +52,5 @@ int strait_from_net(struct __sk_buff *skb)
 	ep = endpoint_lookup(&p.dst);
 	if (ep)
 		return from_net_pod(skb, &p, ep);
-	return p.flags & PACKET_ERROR ? world_error(skb, &p) : world_return(skb, &p);
+	return p.flags & PACKET_ERROR ? world_error(skb, &p) : forward_node(skb, &p);
 }

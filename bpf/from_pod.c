@@ -1,35 +1,115 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tcx ingress of st*: everything a pod sends. */
 
-static __always_inline int from_pod_remote(struct __sk_buff *skb, const struct packet *p)
+/* The answer of a pod that is a backend, to a client that knows it by another address. */
+static __noinline int from_pod_answer(struct __sk_buff *skb, const struct packet *p, const struct ct_entry *ct)
+{
+	struct packet seen;
+
+	front_answer(p, ct, &seen);
+	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
+}
+
+/* A packet to a backend. LB_OUTSIDE: that is no part of the cluster, and *p is a packet to it by now. */
+static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, const struct lb_way *way)
+{
+	struct packet seen = *p;
+	enum reason why;
+
+	seen.dst = way->choice.to.addr;
+	seen.dport = way->choice.to.port;
+	if (addr_equal(&seen.dst, &p->src)) /* hairpin: a pod takes an answer from its own address for its own packet */
+		addr_gateway(&seen.src, p->flags & PACKET_V6);
+	why = front_track(&seen, &p->dst, p->dport);
+	if (why)
+		return drop(skb, why);
+	if (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
+		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
+	if (p->ttl <= 1)
+		return drop(skb, REASON_TTL_EXCEEDED);
+	if (rewrite_like(skb, p, &seen))
+		return drop(skb, REASON_REWRITE);
+	*p = seen;
+	return LB_OUTSIDE;
+}
+
+/* A packet to a service, or the answer of a backend; LB_NO_SERVICE if it is neither. */
+static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
+{
+	struct lb_way way = {};
+	int rc = lb_connection(p, &way);
+
+	if (rc == LB_ANSWER)
+		return from_pod_answer(skb, p, way.client);
+	if (rc > 0)
+		return drop(skb, rc);
+	return rc ? rc : from_pod_backend(skb, p, &way);
+}
+
+/* To the node itself: for the node, or for a client whose connection to this pod another proxy has begun under the node's address. */
+static __always_inline int from_pod_host(struct __sk_buff *skb, const struct packet *p)
+{
+	struct ct_entry *turned = NULL;
+	struct nat_entry *e;
+
+	if (cfg_imported) {
+		e = nat_reverse(p);
+		if (e && e->front_port)
+			return forward_answer(skb, p, e);
+	}
+	return ct_track(p, &turned) ? to_stack(skb) : drop(skb, REASON_CT_INSERT);
+}
+
+/* To a pod elsewhere, or to another node. */
+static __always_inline int from_pod_remote(struct __sk_buff *skb, const struct packet *p, const struct remote *remote)
+{
+	struct ct_entry *turned = NULL;
+
+	if (p->ttl <= 1)
+		return to_stack(skb);
+	if (!(remote->flags & REMOTE_TUNNEL) && !remote->ifindex) /* no such pod on this node: the stack says so */
+		return to_stack(skb);
+	if (!ct_track(p, &turned))
+		return drop(skb, REASON_CT_INSERT);
+	if (turned)
+		return from_pod_answer(skb, p, turned);
+	if (packet_exceeds(skb, p, cfg_pod_mtu))
+		return to_stack(skb);
+	if (remote->flags & REMOTE_TUNNEL)
+		return deliver_tunnel(skb, p, remote, REASON_TO_TUNNEL);
+	return deliver_neighbour(skb, p, &remote->node, remote->ifindex, REASON_TO_NEIGHBOUR);
+}
+
+/* To what is no pod of this node: a pod elsewhere, a service, a node, or the outside. */
+static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p)
 {
 	struct remote *remote = ipcache_lookup(&p->dst);
 	__u32 flags = remote ? remote->flags : 0;
+	int rc;
 
+	if (cfg_services != SERVICE_MODE_OFF && !(flags & REMOTE_POD) && !(p->flags & PACKET_ERROR)) {
+		rc = from_pod_service(skb, p);
+		if (rc != LB_NO_SERVICE)
+			return rc == LB_OUTSIDE ? world_leave(skb, p, ipcache_flags(&p->dst)) : rc;
+	}
 	if (flags & REMOTE_HOST)
-		return ct_track(p) ? to_stack(skb) : drop(skb, REASON_CT_INSERT);
-	if (p->ttl <= 1)
-		return to_stack(skb);
-	if (!remote || !(flags & (REMOTE_POD | REMOTE_NODE)))
-		return world_leave(skb, p, flags);
-	if (!(flags & REMOTE_TUNNEL) && !remote->ifindex) /* no such pod on this node: the stack says so */
-		return to_stack(skb);
-	if (!ct_track(p))
-		return drop(skb, REASON_CT_INSERT);
-	if (packet_exceeds(skb, p, cfg_pod_mtu))
-		return to_stack(skb);
-	if (flags & REMOTE_TUNNEL)
-		return deliver_tunnel(skb, p, remote);
-	return deliver_neighbour(skb, p, &remote->node, remote->ifindex, REASON_TO_NEIGHBOUR);
+		return from_pod_host(skb, p);
+	if (remote && flags & (REMOTE_POD | REMOTE_NODE))
+		return from_pod_remote(skb, p, remote);
+	return p->ttl <= 1 ? to_stack(skb) : world_leave(skb, p, flags);
 }
 
 static __always_inline int from_pod_local(struct __sk_buff *skb, const struct packet *p, const struct endpoint *to)
 {
+	struct ct_entry *turned = NULL;
+
 	if (p->ttl <= 1)
 		return to_stack(skb);
-	if (!ct_track(p))
+	if (!ct_track(p, &turned))
 		return drop(skb, REASON_CT_INSERT);
-	return deliver_pod(skb, p, to);
+	if (turned)
+		return from_pod_answer(skb, p, turned);
+	return deliver_pod(skb, p, to, REASON_TO_LOCAL_POD);
 }
 
 SEC("tcx/ingress")
@@ -53,5 +133,5 @@ int strait_from_pod(struct __sk_buff *skb)
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	ep = endpoint_lookup(&p.dst);
-	return ep ? from_pod_local(skb, &p, ep) : from_pod_remote(skb, &p);
+	return ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
 }

@@ -17,7 +17,7 @@ static __noinline enum reason from_vx_sender(struct __sk_buff *skb, const struct
 }
 
 /* Established connections were checked by their first packet. */
-static __always_inline enum reason from_vx_track(struct __sk_buff *skb, const struct packet *p)
+static __always_inline enum reason from_vx_track(struct __sk_buff *skb, struct packet *p)
 {
 	struct ct_key key;
 	struct ct_entry *ct;
@@ -34,11 +34,11 @@ static __always_inline enum reason from_vx_track(struct __sk_buff *skb, const st
 		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
 	}
 	ct_update(ct, p, dir);
-	return 0;
+	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
 
 /* Not to a pod that is here: the node itself, or a pod of ours that is gone, for which the stack answers. */
-static __noinline int from_vx_stack(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int from_vx_stack(struct __sk_buff *skb, struct packet *p)
 {
 	struct remote *to = ipcache_lookup(&p->dst);
 	enum reason why;
@@ -46,7 +46,9 @@ static __noinline int from_vx_stack(struct __sk_buff *skb, const struct packet *
 	if (!to || to->flags & REMOTE_TUNNEL || !(to->flags & (REMOTE_HOST | REMOTE_POD)) || to->ifindex)
 		return drop(skb, REASON_NO_ENDPOINT);
 	why = from_vx_sender(skb, p);
-	return why ? drop(skb, why) : to_stack(skb);
+	if (why)
+		return drop(skb, why);
+	return to->flags & REMOTE_HOST && !(p->flags & PACKET_ERROR) ? forward_node(skb, p) : to_stack(skb);
 }
 
 SEC("tcx/ingress")
@@ -70,7 +72,7 @@ int strait_from_vx(struct __sk_buff *skb)
 	why = from_vx_track(skb, &p);
 	if (why)
 		return drop(skb, why);
-	return deliver_pod(skb, &p, ep);
+	return deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
 }
 
 SEC("tcx/egress")
@@ -80,10 +82,8 @@ int strait_to_vx(struct __sk_buff *skb)
 	struct remote *remote;
 	enum reason why;
 
-	if (skb->tc_index == ENCAP_KEYED) {
-		skb->tc_index = 0;
+	if (skb->tc_index == DELIVER_OURS) /* the key is set; the mark stays for the device that the tunnel's packets leave by */
 		return TC_ACT_UNSPEC;
-	}
 	why = packet_parse(skb, &p);
 	if (why)
 		return drop(skb, why);
@@ -95,5 +95,6 @@ int strait_to_vx(struct __sk_buff *skb)
 	why = encap_set(skb, remote);
 	if (why)
 		return drop(skb, why);
+	skb->tc_index = DELIVER_OURS;
 	return finish(skb, REASON_TO_TUNNEL, TC_ACT_UNSPEC);
 }

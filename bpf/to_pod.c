@@ -4,6 +4,7 @@
 SEC("tcx/egress")
 int strait_to_pod(struct __sk_buff *skb)
 {
+	struct ct_entry *turned = NULL;
 	struct packet p = {};
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
@@ -22,7 +23,12 @@ int strait_to_pod(struct __sk_buff *skb)
 		return drop(skb, REASON_ISOLATED);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	if (!ct_track(&p))
+	if (!ct_track(&p, &turned))
 		return drop(skb, REASON_CT_INSERT);
+	if (turned) {
+		why = front_turn(skb, &p, turned);
+		if (why)
+			return drop(skb, why);
+	}
 	return finish(skb, REASON_TO_LOCAL_POD, TC_ACT_UNSPEC);
 }

@@ -51,6 +51,14 @@ static __always_inline bool addr_is_gateway(const struct addr *a, bool v6)
 	return a->w[3] == bpf_htonl(0xa9fe0101);
 }
 
+static __always_inline void addr_gateway(struct addr *a, bool v6)
+{
+	if (v6)
+		*a = (struct addr){ { bpf_htonl(0xfe800000), 0, 0, bpf_htonl(1) } };
+	else
+		addr_from4(a, bpf_htonl(0xa9fe0101));
+}
+
 static __always_inline __u64 addr_half(const struct addr *a, int half)
 {
 	return (__u64)bpf_ntohl(a->w[2 * half]) << 32 | bpf_ntohl(a->w[2 * half + 1]);

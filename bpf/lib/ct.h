@@ -93,6 +93,18 @@ static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginn
 	return bpf_map_lookup_elem(&strait_ct, k);
 }
 
+/* The entry, or a new one that says nothing yet; NULL if there is no room. For callers with little stack left. */
+static __noinline struct ct_entry *ct_blank(const struct ct_key *k)
+{
+	static const struct ct_entry blank;
+	struct ct_entry *ct = bpf_map_lookup_elem(&strait_ct, k);
+
+	if (ct)
+		return ct;
+	bpf_map_update_elem(&strait_ct, k, &blank, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&strait_ct, k);
+}
+
 /* A SYN on a finished connection: the entry becomes a new one's. Its NAT stays if the same end begins. */
 static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 {
@@ -107,10 +119,16 @@ static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 	ct->flags = keep | (dir ? CT_HI_BEGAN : 0);
 }
 
+/* What a packet did to its connection. */
+enum ct_news {
+	CT_ENDED = 1 << 0, /* it is closed now and was not: said of one packet only */
+	CT_LATER = 1 << 1, /* the first packet in some fraction of a second */
+};
+
 /* Counts a packet. Flags and last_seen are written only when they change: the line is shared by both directions' CPUs. */
-static __always_inline void ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
+static __always_inline __u32 ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
 {
-	__u32 flags = ct->flags, tick = ct_tick(), set = 0;
+	__u32 flags = ct->flags, tick = ct_tick(), set = 0, news = 0;
 
 	if (packet_begins_tcp(p) && (ct_closed(flags) || ct_idle(ct) > ct_idle_limit(flags, p->proto))) {
 		ct_restart(ct, dir);
@@ -122,13 +140,19 @@ static __always_inline void ct_update(struct ct_entry *ct, const struct packet *
 		set |= dir ? CT_FIN_HI : CT_FIN_LO;
 	if (p->tcp_flags & TCP_RST)
 		set |= CT_RST;
-	if (set & ~flags)
-		__sync_fetch_and_or((__u32 *)&ct->flags, set);
-	if (ct->tick != tick)
+	if (set & ~flags) {
+		flags = __sync_fetch_and_or((__u32 *)&ct->flags, set);
+		if (!ct_closed(flags) && ct_closed(flags | set))
+			news |= CT_ENDED;
+	}
+	if (ct->tick != tick) {
 		ct_seen(ct, tick);
+		news |= CT_LATER;
+	}
 	dir &= 1;
 	__sync_fetch_and_add(&ct->packets[dir], 1);
 	__sync_fetch_and_add(&ct->bytes[dir], p->end - L3_OFF);
+	return news;
 }
 
 static __always_inline struct ct_entry *ct_find(const struct packet *p, struct ct_key *key, __u32 *dir)
@@ -158,8 +182,15 @@ static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, _
 	return 1;
 }
 
-/* Finds or begins the connection and counts the packet. ICMP errors belong to the connection they speak about and have none. */
-static __always_inline bool ct_track(const struct packet *p)
+/* Whether a packet of the end that did not begin is not to go as it is. */
+static __always_inline bool ct_turned(const struct ct_entry *ct, __u32 dir)
+{
+	return ct->flags & (CT_FRONT | CT_STACK) && dir != !!(ct->flags & CT_HI_BEGAN);
+}
+
+/* Finds or begins the connection and counts the packet. *turned becomes its entry if that says that the packet is not to go as it is.
+ * ICMP errors belong to the connection they speak about and have none. */
+static __always_inline bool ct_track(const struct packet *p, struct ct_entry **turned)
 {
 	struct ct_key key;
 	struct ct_entry *ct;
@@ -171,5 +202,7 @@ static __always_inline bool ct_track(const struct packet *p)
 	if (!ct)
 		return ct_enter(&key, p, dir);
 	ct_update(ct, p, dir);
+	if (ct_turned(ct, dir))
+		*turned = ct;
 	return true;
 }

@@ -5,6 +5,9 @@
 #define ADDR_FAMILY_4 2 /* AF_INET */
 #define ADDR_FAMILY_6 10
 
+/* skb->tc_index of what a program sends out of a device: the program there lets it pass. Nothing else on a node writes it. */
+#define DELIVER_OURS 0x5374
+
 static __always_inline struct endpoint *endpoint_lookup(const struct addr *a)
 {
 	return bpf_map_lookup_elem(&strait_endpoint, a);
@@ -27,6 +30,17 @@ static __always_inline __u32 ipcache_flags(const struct addr *a)
 	return r ? r->flags : 0;
 }
 
+/* The same with a stack of their own, for the longer ways. */
+static __noinline struct remote *ipcache_find(const struct addr *a)
+{
+	return ipcache_lookup(a);
+}
+
+static __noinline __u32 ipcache_owner(const struct addr *a)
+{
+	return ipcache_flags(a);
+}
+
 /* In an isolated network: who may reach pods and be reached by them. */
 static __always_inline bool isolated(__u32 remote_flags)
 {
@@ -40,13 +54,13 @@ static __noinline int drop_multicast(struct __sk_buff *skb, const struct packet 
 }
 
 /* Into the pod, past the node's stack. pod_mac and host_mac lie in the order of an Ethernet header. */
-static __always_inline int deliver_pod(struct __sk_buff *skb, const struct packet *p, const struct endpoint *ep)
+static __always_inline int deliver_pod(struct __sk_buff *skb, const struct packet *p, const struct endpoint *ep, enum reason why)
 {
 	__u32 ifindex = ep->ifindex;
 
 	if (!packet_set_macs(skb, ep->pod_mac) || !packet_hop(skb, p))
 		return drop(skb, REASON_REWRITE);
-	return finish(skb, REASON_TO_LOCAL_POD, bpf_redirect_peer(ifindex, 0));
+	return finish(skb, why, bpf_redirect_peer(ifindex, 0));
 }
 
 /* To a next hop on a device; the neighbour layer fills in the MACs. */
@@ -64,5 +78,6 @@ static __always_inline int deliver_neighbour(struct __sk_buff *skb, const struct
 	}
 	if (!packet_hop(skb, p))
 		return drop(skb, REASON_REWRITE);
+	skb->tc_index = DELIVER_OURS;
 	return finish(skb, why, bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0));
 }

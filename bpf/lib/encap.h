@@ -4,7 +4,6 @@
 
 #define ENCAP_VNI 1
 #define ENCAP_TTL 64
-#define ENCAP_KEYED 0x5374 /* skb->tc_index between from_pod and to_vx: the key is set. Nothing else on a node writes it. */
 
 /* The device drops what comes from its own address (as a loop), and all nodes have the same one: so the source differs. */
 struct encap_macs {
@@ -54,7 +53,8 @@ static __always_inline bool encap_sender(struct __sk_buff *skb, struct addr *fro
 }
 
 /* Into the tunnel, past the node's stack. */
-static __always_inline int deliver_tunnel(struct __sk_buff *skb, const struct packet *p, const struct remote *remote)
+static __always_inline int deliver_tunnel(struct __sk_buff *skb, const struct packet *p, const struct remote *remote,
+					  enum reason reason)
 {
 	enum reason why;
 
@@ -65,6 +65,6 @@ static __always_inline int deliver_tunnel(struct __sk_buff *skb, const struct pa
 		return drop(skb, why);
 	if (!packet_hop(skb, p))
 		return drop(skb, REASON_REWRITE);
-	skb->tc_index = ENCAP_KEYED;
-	return finish(skb, REASON_TO_TUNNEL, bpf_redirect(cfg_vxlan_ifindex, 0));
+	skb->tc_index = DELIVER_OURS;
+	return finish(skb, reason, bpf_redirect(cfg_vxlan_ifindex, 0));
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Masquerade: the pod's address and port become the node's. Ports are counted per destination, so each has the whole range. */
+/* The node's address and port in place of a pod's (masquerade) or of a service's client. Ports are counted per destination, so each has
+ * the whole range. */
 #pragma once
 
 #define NAT_TRIES 32
@@ -37,7 +38,7 @@ static __always_inline void nat_key_from(struct nat_key *k, const struct packet 
 }
 
 /* A socket of the node that would get the replies. */
-static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct nat_key *k)
+static __noinline bool nat_socket_uses(struct __sk_buff *skb, const struct nat_key *k)
 {
 	struct bpf_sock_tuple t = {};
 	struct bpf_sock *sk;
@@ -68,13 +69,16 @@ static __always_inline bool nat_socket_uses(struct __sk_buff *skb, const struct 
 }
 
 /* The connection that uses a mapping; NULL: it is a leftover. */
-static __always_inline struct ct_entry *nat_user(const struct nat_key *k, const struct nat_entry *e)
+static __noinline struct ct_entry *nat_user(const struct nat_key *k, const struct nat_entry *e)
 {
 	__be16 port = packet_is_icmp(k->proto) ? e->client_port : k->remote_port;
 	struct ct_key key;
 	struct ct_entry *ct;
 
-	ct_key_make(&key, &e->client, &k->remote, e->client_port, port, k->proto);
+	if (e->front_port)
+		ct_key_make(&key, &e->client, &e->front_addr, e->client_port, e->front_port, k->proto);
+	else
+		ct_key_make(&key, &e->client, &k->remote, e->client_port, port, k->proto);
 	ct = bpf_map_lookup_elem(&strait_ct, &key);
 	if (!ct || !(ct->flags & CT_NAT) || ct->nat_port != k->node_port || !addr_equal(&ct->nat_addr, &k->node))
 		return NULL;
@@ -89,11 +93,36 @@ static __always_inline bool nat_over(const struct ct_entry *ct, __u8 proto, bool
 	return ct_idle(ct) > ct_idle_limit(ct->flags, proto);
 }
 
-/* Enters the mapping from the packet's sender to the given address and port unless somebody lives there. 0: it is ours. */
-__noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct rewrite *to, int closed_too)
+static __always_inline bool nat_same(const struct nat_entry *e, const struct packet *p, const struct sockaddr_key *front)
+{
+	if (!addr_equal(&e->client, &p->src) || e->client_port != p->sport)
+		return false;
+	if (!front)
+		return !e->front_port;
+	return e->front_port == front->port && addr_equal(&e->front_addr, &front->addr);
+}
+
+static __noinline int nat_enter(const struct nat_key *k, const struct packet *p, const struct sockaddr_key *front)
+{
+	struct nat_entry ours = {
+		.client = p->src,
+		.client_port = p->sport,
+	};
+
+	if (front) {
+		ours.front_addr = front->addr;
+		ours.front_port = front->port;
+	}
+	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;
+}
+
+/* Enters the mapping from the packet's sender to the given address and port unless somebody lives there. front: what the sender calls
+ * the destination; NULL: the same. 0: it is ours. */
+__noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const struct rewrite *to,
+			 const struct sockaddr_key *front, int closed_too)
 {
 	struct ct_entry *user = NULL;
-	struct nat_entry *e, ours = {};
+	struct nat_entry *e;
 	struct nat_key key, *k = &key;
 
 	if (!p || !to)
@@ -102,7 +131,7 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 	k->node_port = to->port;
 	e = bpf_map_lookup_elem(&strait_nat, k);
 	if (e) {
-		if (addr_equal(&e->client, &p->src) && e->client_port == p->sport)
+		if (nat_same(e, p, front))
 			return 0;
 		user = nat_user(k, e);
 		if (user && !nat_over(user, k->proto, closed_too))
@@ -115,34 +144,33 @@ __noinline int nat_claim(struct __sk_buff *skb, const struct packet *p, const st
 		return -1;
 	if (user)
 		__sync_fetch_and_and((__u32 *)&user->flags, ~CT_NAT); /* should it wake up, it gets another port */
-	ours.client = p->src;
-	ours.client_port = p->sport;
-	return bpf_map_update_elem(&strait_nat, k, &ours, BPF_NOEXIST) ? -1 : 0;
+	return nat_enter(k, p, front);
 }
 
 /* Finds a port for a new connection from p->src; to gets it. 0, or -1 when all tries met others. */
-static __always_inline int nat_allocate(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
+static __always_inline int nat_allocate(struct __sk_buff *skb, const struct packet *p, struct rewrite *to,
+					const struct sockaddr_key *front)
 {
 	__u32 range = (__u32)cfg_masq_port_max - cfg_masq_port_min + 1;
 	__u32 first = nat_hash(p);
 
 	to->port = p->sport;
 	if (!nat_changes_port(p->proto))
-		return nat_claim(skb, p, to, true);
+		return nat_claim(skb, p, to, front, true);
 	if (!range)
 		return -1;
 	for (__u32 i = 0; i < 2 * NAT_TRIES; i++) {
 		__u32 at = (first + i % NAT_TRIES * NAT_STRIDE) % range;
 
 		to->port = bpf_htons(cfg_masq_port_min + at);
-		if (!nat_claim(skb, p, to, i >= NAT_TRIES))
+		if (!nat_claim(skb, p, to, front, i >= NAT_TRIES))
 			return 0;
 	}
 	return -1;
 }
 
-/* The pod behind a packet that came to an address of the node; NULL: nobody's. */
-static __always_inline struct nat_entry *nat_reverse(const struct packet *p)
+/* Whose answer a packet to an address of the node is; NULL: nobody's. */
+static __noinline struct nat_entry *nat_reverse(const struct packet *p)
 {
 	struct nat_key key = {
 		.remote = p->src,
@@ -157,7 +185,7 @@ static __always_inline struct nat_entry *nat_reverse(const struct packet *p)
 		return NULL;
 	if (packet_is_icmp(p->proto) && !(p->flags & (PACKET_ECHO_REPLY | PACKET_LATER)))
 		return NULL;
-	if (nat_changes_port(p->proto) && !nat_in_range(p->dport))
+	if (!cfg_imported && nat_changes_port(p->proto) && !nat_in_range(p->dport))
 		return NULL;
 	return bpf_map_lookup_elem(&strait_nat, &key);
 }
@@ -167,7 +195,7 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 {
 	struct ct_entry *ct;
 	struct ct_key key;
-	__u32 dir, seen;
+	__u32 dir, news;
 
 	if (!p || !to)
 		return REASON_CT_INSERT;
@@ -176,18 +204,50 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 		ct = ct_begin(&key, dir);
 	if (!ct)
 		return REASON_CT_INSERT;
-	seen = ct->last_seen;
-	ct_update(ct, p, dir);
+	news = ct_update(ct, p, dir);
 	if (ct->flags & CT_NAT && addr_equal(&ct->nat_addr, &to->addr)) {
 		to->port = ct->nat_port;
-		/* Once a second the mapping is looked at, lest it grow old in the LRU while only we send. */
-		if (seen == ct->last_seen || !nat_claim(skb, p, to, true))
+		/* Now and then the mapping is looked at, lest it grow old in the LRU while only we send. */
+		if (!(news & CT_LATER) || !nat_claim(skb, p, to, NULL, true))
 			return 0;
 	}
-	if (nat_allocate(skb, p, to))
+	if (nat_allocate(skb, p, to, NULL))
 		return REASON_NO_MASQUERADE_PORT;
 	ct->nat_addr = to->addr;
 	ct->nat_port = to->port;
 	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+	return 0;
+}
+
+/* The node's address and port for a client's packet p to a backend elsewhere: seen is what the backend is to see but for its source,
+ * node this node's address for a new connection, ct the client's entry. 0, or why it cannot go. */
+__noinline int nat_service(struct __sk_buff *skb, const struct packet *p, struct packet *seen, const struct addr *node,
+			   struct ct_entry *ct)
+{
+	struct sockaddr_key front = {};
+	struct rewrite to = {};
+
+	if (!p || !seen || !node || !ct)
+		return REASON_REWRITE;
+	front.addr = p->dst;
+	front.port = p->dport;
+	if (ct->flags & CT_NAT) {
+		to.addr = ct->nat_addr;
+		to.port = ct->nat_port;
+		if (!nat_claim(skb, seen, &to, &front, true))
+			goto found;
+	} else {
+		to.addr = *node;
+	}
+	if (addr_is_zero(&to.addr))
+		return REASON_NO_MASQUERADE_ADDRESS;
+	if (nat_allocate(skb, seen, &to, &front))
+		return REASON_NO_SERVICE_PORT;
+	ct->nat_addr = to.addr;
+	ct->nat_port = to.port;
+	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+found:
+	seen->src = to.addr;
+	seen->sport = to.port;
 	return 0;
 }

@@ -81,6 +81,29 @@ __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, con
 	return rewrite_l3(skb, L3_OFF, p->flags & PACKET_V6, &from, to) ? -1 : 0;
 }
 
+/* Replaces the ends in which the packet differs from what it is to look like; 0 or an error that leaves it unusable. */
+__noinline int rewrite_like(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
+{
+	struct rewrite to = { .end = REWRITE_SRC };
+
+	if (!p || !seen)
+		return -1;
+	if (p->sport != seen->sport || !addr_equal(&p->src, &seen->src)) {
+		to.addr = seen->src;
+		to.port = seen->sport;
+		if (rewrite_packet(skb, p, &to))
+			return -1;
+	}
+	if (p->dport != seen->dport || !addr_equal(&p->dst, &seen->dst)) {
+		to.addr = seen->dst;
+		to.port = seen->dport;
+		to.end = REWRITE_DST;
+		if (rewrite_packet(skb, p, &to))
+			return -1;
+	}
+	return 0;
+}
+
 /* Changes 2, 4 or 16 bytes inside an ICMP message and corrects its checksum. */
 static __always_inline int rewrite_inside(struct __sk_buff *skb, const struct packet *p, __u32 off, const void *old,
 					  const void *new, __u32 len)

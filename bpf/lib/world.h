@@ -24,6 +24,7 @@ static __always_inline int world_masquerade(struct __sk_buff *skb, const struct 
 /* From a pod to an address outside the cluster. */
 static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p, __u32 remote_flags)
 {
+	struct ct_entry *turned = NULL;
 	struct device *dev;
 	struct addr hop = {};
 	__u32 ifindex = 0;
@@ -45,7 +46,7 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 		return drop(skb, REASON_TOO_BIG);
 	}
 	if (cfg_network == NETWORK_FLAT) {
-		if (!ct_track(p))
+		if (!ct_track(p, &turned))
 			return drop(skb, REASON_CT_INSERT);
 		return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD);
 	}
@@ -55,55 +56,58 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 	return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD_MASQUERADED);
 }
 
-/* The pod's own view of a reply: its connection is found, or remembered again from the mapping. */
-static __always_inline bool world_track(const struct packet *p, const struct rewrite *to)
+/* The pod's own view of a reply: its connection is found, or remembered again from the mapping. NULL: the pod's connection has another
+ * port by now. */
+static __always_inline struct ct_entry *world_track(const struct packet *p, const struct packet *seen)
 {
-	struct packet seen = *p;
 	struct ct_key key;
 	struct ct_entry *ct;
 	__u32 dir;
 
-	seen.dst = to->addr;
-	seen.dport = to->port;
-	if (packet_is_icmp(p->proto))
-		seen.sport = to->port;
-	ct = ct_find(&seen, &key, &dir);
+	ct = ct_find(seen, &key, &dir);
 	if (!ct) {
 		ct = ct_begin(&key, !dir);
 		if (!ct)
-			return false;
+			return NULL;
 		ct->nat_addr = p->dst;
 		ct->nat_port = p->dport;
 		__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
 	}
 	if (!(ct->flags & CT_NAT) || ct->nat_port != p->dport)
-		return false; /* the pod's connection has another port by now */
-	ct_update(ct, &seen, dir);
-	return true;
+		return NULL;
+	ct_update(ct, seen, dir);
+	return ct;
 }
 
-/* A packet to an address of the node: a reply to a masqueraded connection, or the node's own. */
-static __noinline int world_return(struct __sk_buff *skb, struct packet *p)
+/* A reply to a masqueraded connection; whatever else comes to an address of the node is the node's own. */
+static __noinline int world_return(struct __sk_buff *skb, struct packet *p, const struct nat_entry *e)
 {
-	struct rewrite to = { .end = REWRITE_DST };
-	struct nat_entry *e;
+	struct packet seen = *p;
+	struct ct_entry *ct;
 	struct endpoint *ep;
 
-	if (p->flags & PACKET_LATER && !frag_ports(p))
+	seen.dst = e->client;
+	seen.dport = e->client_port;
+	if (packet_is_icmp(p->proto))
+		seen.sport = seen.dport;
+	ep = endpoint_lookup(&seen.dst);
+	if (!ep)
 		return to_stack(skb);
-	e = nat_reverse(p);
-	if (!e)
-		return to_stack(skb);
-	to.addr = e->client;
-	to.port = e->client_port;
-	ep = endpoint_lookup(&to.addr);
-	if (!ep || !world_track(p, &to))
+	ct = world_track(p, &seen);
+	if (!ct)
 		return to_stack(skb);
 	if (!frag_resolve(p) || p->ttl <= 1)
 		return drop(skb, REASON_TTL_EXCEEDED);
-	if (rewrite_packet(skb, p, &to))
+	if (ct->flags & CT_FRONT) {
+		seen.sport = ct->front_port;
+		seen.src = ct->front_addr;
+		front_heard(&seen, ct);
+	} else {
+		seen.sport = p->sport;
+	}
+	if (rewrite_like(skb, p, &seen))
 		return drop(skb, REASON_REWRITE);
-	return deliver_pod(skb, p, ep);
+	return deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 }
 
 /* An ICMP error to an address of the node: about a masqueraded packet, or the node's own. */
@@ -118,5 +122,5 @@ static __noinline int world_error(struct __sk_buff *skb, const struct packet *p)
 	if (why)
 		return drop(skb, why);
 	ep = endpoint_lookup(&pod);
-	return ep ? deliver_pod(skb, p, ep) : drop(skb, REASON_NO_ENDPOINT);
+	return ep ? deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD) : drop(skb, REASON_NO_ENDPOINT);
 }

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Services on the way through a node: a client's packet to its backend, wherever that is, and the answer back. */
+#pragma once
+
+static __noinline int forward_tunnel(struct __sk_buff *skb, const struct packet *seen, const struct remote *remote, enum reason why)
+{
+	return deliver_tunnel(skb, seen, remote, why);
+}
+
+static __noinline int forward_neighbour(struct __sk_buff *skb, const struct packet *seen, const struct addr *hop, __u32 ifindex,
+					enum reason why)
+{
+	return deliver_neighbour(skb, seen, hop, ifindex, why);
+}
+
+/* Sends a packet on that is to look like seen. rows: destinations of these kinds are reached as the ipcache says, others as the node's
+ * routing table does. */
+static __noinline int forward(struct __sk_buff *skb, const struct packet *p, const struct packet *seen, __u32 rows,
+			      enum reason why)
+{
+	struct endpoint *ep = endpoint_lookup(&seen->dst);
+	struct remote *remote = NULL;
+	__u32 ifindex = 0, mtu = cfg_pod_mtu;
+	struct addr hop = {};
+	struct device *dev;
+
+	if (!ep)
+		remote = ipcache_find(&seen->dst);
+	if (remote && remote->flags & REMOTE_HOST)
+		return rewrite_like(skb, p, seen) ? drop(skb, REASON_REWRITE) : finish(skb, why, TC_ACT_UNSPEC);
+	if (p->ttl <= 1)
+		return drop(skb, REASON_TTL_EXCEEDED);
+	if (remote && remote->flags & rows) {
+		if (!(remote->flags & REMOTE_TUNNEL) && !remote->ifindex)
+			return drop(skb, REASON_NO_ENDPOINT);
+		hop = remote->node;
+		ifindex = remote->ifindex;
+	} else if (!ep) {
+		remote = NULL;
+		if (!fib_lookup(skb, seen, &hop, &ifindex))
+			return to_stack(skb);
+		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
+		mtu = dev ? dev->mtu : 0;
+	}
+	if (!ep && packet_exceeds(skb, p, mtu))
+		return drop(skb, REASON_TOO_BIG);
+	if (rewrite_like(skb, p, seen))
+		return drop(skb, REASON_REWRITE);
+	if (ep)
+		return deliver_pod(skb, seen, ep, why);
+	if (remote && remote->flags & REMOTE_TUNNEL)
+		return forward_tunnel(skb, seen, remote, why);
+	return forward_neighbour(skb, seen, &hop, ifindex, why);
+}
+
+/* A packet to a backend elsewhere gets this node's address: that of the device it came by, else the one it was sent to. */
+static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, const struct packet *p, struct packet *seen,
+						 const struct lb_way *way)
+{
+	__u32 ifindex = skb->ifindex;
+	struct device *dev;
+	struct addr node = {};
+
+	if (way->client->flags & CT_NAT && !(way->news & CT_LATER)) {
+		seen->src = way->client->nat_addr;
+		seen->sport = way->client->nat_port;
+		return 0;
+	}
+	dev = bpf_map_lookup_elem(&strait_device, &ifindex);
+	if (dev)
+		node = p->flags & PACKET_V6 ? dev->addr6 : dev->addr4;
+	else if (ipcache_owner(&p->dst) & REMOTE_HOST)
+		node = p->dst;
+	return nat_service(skb, p, seen, &node, way->client);
+}
+
+/* A packet of a client to its backend: to one here as it is, elsewhere with this node's address. */
+static __noinline int forward_backend(struct __sk_buff *skb, const struct packet *p, const struct lb_way *way)
+{
+	struct packet seen = *p;
+	enum reason why;
+
+	seen.dst = way->choice.to.addr;
+	seen.dport = way->choice.to.port;
+	if (!(way->client->flags & CT_NAT) && (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & REMOTE_HOST))
+		why = front_track(&seen, &p->dst, p->dport);
+	else
+		why = forward_masquerade(skb, p, &seen, way);
+	return why ? drop(skb, why) : forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);
+}
+
+/* A packet to a service; LB_NO_SERVICE if it is none. */
+static __always_inline int forward_service(struct __sk_buff *skb, const struct packet *p)
+{
+	struct lb_way way = {};
+	int rc = lb_connection(p, &way);
+
+	if (rc > 0)
+		return drop(skb, rc);
+	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);
+}
+
+/* The answer of a backend elsewhere, or of one here whose connection is of the time of another proxy. */
+static __noinline int forward_answer(struct __sk_buff *skb, const struct packet *p, const struct nat_entry *e)
+{
+	struct packet seen = *p;
+	struct ct_entry *ct;
+	struct ct_key key;
+	__u32 dir;
+
+	seen.src = e->front_addr;
+	seen.sport = e->front_port;
+	seen.dst = e->client;
+	seen.dport = e->client_port;
+	ct = ct_find(&seen, &key, &dir);
+	if (ct) {
+		if (!(ct->flags & CT_NAT) || ct->nat_port != p->dport)
+			return to_stack(skb); /* the client's connection has another port by now */
+		lb_count(ct, &seen, dir);
+	}
+	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
+}
+
+/* What comes from another machine and is for no pod here: an answer to a pod or to a client of a service, a packet to a service, or the
+ * stack's. */
+static __noinline int forward_node(struct __sk_buff *skb, struct packet *p)
+{
+	struct nat_entry *e;
+	int rc;
+
+	if (p->flags & PACKET_LATER && !frag_ports(p))
+		return to_stack(skb);
+	e = nat_reverse(p);
+	if (e && e->front_port)
+		return forward_answer(skb, p, e);
+	if (e)
+		return world_return(skb, p, e);
+	if (cfg_services == SERVICE_MODE_OFF)
+		return to_stack(skb);
+	rc = forward_service(skb, p);
+	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;
+}
