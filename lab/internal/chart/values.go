@@ -26,7 +26,7 @@ func Values(s topology.Spec) map[string]any {
 	for _, c := range s.ServiceCIDRs() {
 		services = append(services, c.String())
 	}
-	return object{
+	values := object{
 		"image":          object{"repository": "localhost/" + repository, "tag": tag, "pullPolicy": "Never"},
 		"k8sServiceHost": s.APIServer().Addr().String(),
 		"k8sServicePort": int(s.APIServer().Port()),
@@ -39,4 +39,8 @@ func Values(s topology.Spec) map[string]any {
 		"operator":       object{"replicas": min(2, s.Nodes)}, // no two fit on one node
 		"ipam":           object{"mode": s.IPAM, "operator": pool},
 	}
+	if s.KubeProxy() != "" {
+		values["kubeProxyReplacement"] = "false"
+	}
+	return values
 }

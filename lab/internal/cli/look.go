@@ -139,8 +139,39 @@ func nodeCommand(p places, name *string) *cobra.Command {
 			})
 		},
 	}
-	c.AddCommand(add, kill, restart)
+	c.AddCommand(add, kill, restart, kubeProxyCommand(p, name))
 	return c
+}
+
+func kubeProxyCommand(p places, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "kube-proxy NODE on|off", Short: "Stop the kube-proxy of a node or let it run again, in a lab started with --kube-proxy",
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, state, err := p.running(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			m, err := state.Machine(args[0])
+			if err != nil {
+				return err
+			}
+			if m.Node == nil || state.Spec.KubeProxy() == "" {
+				return fmt.Errorf("%s runs no kube-proxy: nodes of a lab started with --kube-proxy do", args[0])
+			}
+			file := node.KubeProxyOff(m.Node.Dir)
+			switch args[1] {
+			case "off":
+				return os.WriteFile(file, nil, 0o644)
+			case "on":
+				if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return err
+				}
+				return nil
+			}
+			return fmt.Errorf("%q: want on or off", args[1])
+		},
+	}
 }
 
 func shellCommand(p places, name *string) *cobra.Command {

@@ -47,6 +47,7 @@ func upCommand(p places, name *string) *cobra.Command {
 	f.StringVar(&spec.Network, "network", "island", "cluster design: island, flat or isolated")
 	f.StringVar(&spec.IPAM, "ipam", "cluster-pool", "who gives nodes their pod CIDRs: cluster-pool (strait-operator) or kubernetes (kube-controller-manager)")
 	f.StringVar(&spec.CNI, "cni", "strait", "network: strait, or bridge for the reference plugins with kube-proxy")
+	f.StringVar(&spec.Proxy, "kube-proxy", "", "run the real kube-proxy on every node: none, iptables or nftables; Strait is installed with services off (default none, with bridge nftables)")
 	f.StringArrayVar(&spec.Set, "set", nil, "a value of Strait's Helm chart, as helm's --set; may be repeated")
 	return c
 }
@@ -80,7 +81,7 @@ func sameLab(running, wanted topology.Spec) error {
 		is, wants any
 	}{
 		{"nodes", running.Nodes, wanted.Nodes}, {"mode", running.Mode, wanted.Mode}, {"ip", running.IP, wanted.IP},
-		{"network", running.Network, wanted.Network}, {"ipam", running.IPAM, wanted.IPAM}, {"cni", running.CNI, wanted.CNI},
+		{"network", running.Network, wanted.Network}, {"ipam", running.IPAM, wanted.IPAM}, {"cni", running.CNI, wanted.CNI}, {"kube-proxy", running.KubeProxy(), wanted.KubeProxy()},
 	} {
 		if f.is != f.wants {
 			return fmt.Errorf("lab %s runs with --%s %v, not %v: end it with lab down, or start another with --name", running.Name, f.flag, f.is, f.wants)

@@ -26,7 +26,7 @@ type Values struct {
 
 // For derives the values of a lab.
 func For(s topology.Spec) Values {
-	v := Values{CoreDNSImage: image.CoreDNS, AgnhostImage: image.Agnhost, Policy: "SingleStack", KubeProxy: s.CNI != "strait"}
+	v := Values{CoreDNSImage: image.CoreDNS, AgnhostImage: image.Agnhost, Policy: "SingleStack", KubeProxy: s.KubeProxy() != ""}
 	for _, a := range s.ClusterDNS() {
 		v.ClusterDNS = append(v.ClusterDNS, a.String())
 	}

@@ -77,10 +77,10 @@ func kubeletConfig(c Config) ([]byte, error) {
 func kubeProxyConfig(c Config) string {
 	return fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
-mode: nftables
+mode: %s
 hostnameOverride: %s
 clusterCIDR: %s
 clientConnection: {kubeconfig: %s}
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
-`, c.Node.Name, topology.Join(c.Spec.PodCIDRs()), filepath.Join(inside.pki(), "kube-proxy.kubeconfig"))
+`, c.Spec.KubeProxy(), c.Node.Name, topology.Join(c.Spec.PodCIDRs()), filepath.Join(inside.pki(), "kube-proxy.kubeconfig"))
 }

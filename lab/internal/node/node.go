@@ -48,7 +48,12 @@ const (
 	etcCNI      = "etc-cni"
 	imported    = "imported"
 	credentials = "pki"
+
+	kubeProxyOff = "kube-proxy.off"
 )
+
+// KubeProxyOff is a file of the node's disk, seen from outside the node: while it exists, the node's kube-proxy is stopped.
+func KubeProxyOff(dir string) string { return filepath.Join(dir, kubeProxyOff) }
 
 // CNIDir is where a node's CNI configuration lies, seen from outside the node.
 func CNIDir(dir string) string { return filepath.Join(dir, etcCNI, "net.d") }
@@ -252,7 +257,7 @@ func (c Config) startKubelet(ctx context.Context, table *process.Table) error {
 		},
 		Env: environment(), Log: "/var/log/kubelet.log",
 	})
-	if err != nil || c.Spec.CNI == "strait" {
+	if err != nil || c.Spec.KubeProxy() == "" {
 		return err
 	}
 	if err := os.WriteFile("/etc/kube-proxy.yaml", []byte(kubeProxyConfig(c)), 0o644); err != nil {
@@ -260,7 +265,7 @@ func (c Config) startKubelet(ctx context.Context, table *process.Table) error {
 	}
 	return table.Keep(process.Command{
 		Path: inside.bin("kube-proxy"), Args: []string{"kube-proxy", "--config=/etc/kube-proxy.yaml"},
-		Env: environment(), Log: "/var/log/kube-proxy.log",
+		Env: environment(), Log: "/var/log/kube-proxy.log", Off: filepath.Join(inside.node, kubeProxyOff),
 	})
 }
 

@@ -22,6 +22,7 @@ type Command struct {
 	Env  []string       // complete environment; nil inherits
 	Log  string         // file that receives stdout and stderr, appended
 	Net  *namespace.Net // network namespace to start in; nil for the caller's
+	Off  string         // file; while it exists, Keep keeps the child stopped
 	Sys  *syscall.SysProcAttr
 	// Files are inherited as descriptor 3 and up; the caller keeps its copies.
 	Files []*os.File
@@ -169,11 +170,14 @@ func (t *Table) Keep(c Command) error {
 	}
 	go func() {
 		for {
-			<-p.Done()
+			p.waitFor(c.Off)
 			p.Fd.Close()
 			appendLine(c.Log, fmt.Sprintf("--- ended (%v), starting again\n", p.Err()))
 			for {
 				time.Sleep(time.Second)
+				if exists(c.Off) {
+					continue
+				}
 				if p, err = t.Start(c); err == nil {
 					break
 				}
@@ -182,6 +186,29 @@ func (t *Table) Keep(c Command) error {
 		}
 	}()
 	return nil
+}
+
+// waitFor returns when the process has ended. It ends it when the file off appears.
+func (p *Process) waitFor(off string) {
+	if off == "" {
+		<-p.Done()
+		return
+	}
+	for {
+		select {
+		case <-p.Done():
+			return
+		case <-time.After(200 * time.Millisecond):
+			if exists(off) {
+				p.Kill()
+			}
+		}
+	}
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return file != "" && err == nil
 }
 
 // appendLine drops its own errors: the log is where they would be reported.

@@ -56,4 +56,37 @@ func TestTable(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a kept child is stopped while a file says so", func(t *testing.T) {
+		dir := t.TempDir()
+		off, count := filepath.Join(dir, "off"), filepath.Join(dir, "count")
+		c := command("echo $$ >> " + count + "; exec sleep 60")
+		c.Off = off
+		if err := table.Keep(c); err != nil {
+			t.Fatal(err)
+		}
+		started := func() int { content, _ := os.ReadFile(count); return strings.Count(string(content), "\n") }
+		wait := func(what string, ok func() bool) {
+			t.Helper()
+			for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(50 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal(what)
+				}
+			}
+		}
+		wait("not started", func() bool { return started() == 1 })
+		if err := os.WriteFile(off, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		content, _ := os.ReadFile(count)
+		pid := strings.TrimSpace(string(content))
+		wait("not stopped", func() bool { _, err := os.Stat("/proc/" + pid); return err != nil })
+		time.Sleep(1500 * time.Millisecond)
+		if started() != 1 {
+			t.Error("started again in spite of the file")
+		}
+		if err := os.Remove(off); err != nil {
+			t.Fatal(err)
+		}
+		wait("not started again", func() bool { return started() == 2 })
+	})
 }

@@ -28,6 +28,7 @@ type Spec struct {
 	Network string   `json:"network"` // cluster design: island, flat or isolated
 	IPAM    string   `json:"ipam"`    // cluster-pool or kubernetes
 	CNI     string   `json:"cni"`     // strait, or bridge for the reference plugins with kube-proxy
+	Proxy   string   `json:"proxy"`   // mode of kube-proxy on the nodes: none, iptables or nftables; empty: none but with bridge
 	Set     []string `json:"set"`     // Helm values as on the command line of helm
 }
 
@@ -59,12 +60,24 @@ func (s Spec) Validate() error {
 		{"network", s.Network, []string{"island", "flat", "isolated"}},
 		{"ipam", s.IPAM, []string{"cluster-pool", "kubernetes"}},
 		{"cni", s.CNI, []string{"strait", "bridge"}},
+		{"kube-proxy", s.Proxy, []string{"", "none", "iptables", "nftables"}},
 	} {
 		if !slices.Contains(f.accepted, f.value) {
-			return fmt.Errorf("--%s %q: want one of %s", f.flag, f.value, strings.Join(f.accepted, ", "))
+			return fmt.Errorf("--%s %q: want one of %s", f.flag, f.value, strings.TrimPrefix(strings.Join(f.accepted, ", "), ", "))
 		}
 	}
 	return nil
+}
+
+// KubeProxy is the mode of the kube-proxy that runs on every node; empty: none does.
+func (s Spec) KubeProxy() string {
+	switch {
+	case s.Proxy == "none":
+		return ""
+	case s.Proxy == "" && s.CNI == "bridge":
+		return "nftables"
+	}
+	return s.Proxy
 }
 
 // V4 and V6 say which families the lab has.

@@ -53,6 +53,7 @@ func TestValidateNamesFieldValueAndChoice(t *testing.T) {
 		{func(s *Spec) { s.Nodes = 0 }, "--nodes 0: want 1 to 100"},
 		{func(s *Spec) { s.Mode = "ipip" }, `--mode "ipip": want one of vxlan, native`},
 		{func(s *Spec) { s.IP = "6" }, `--ip "6": want one of dual, ipv4, ipv6`},
+		{func(s *Spec) { s.Proxy = "ipvs" }, `--kube-proxy "ipvs": want one of none, iptables, nftables`},
 	} {
 		s := spec("dual")
 		c.change(&s)
