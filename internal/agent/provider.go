@@ -60,6 +60,7 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 	for _, r := range a.reconcilers {
 		s.Reconcilers = append(s.Reconcilers, r.Health())
 	}
+	s.Reconcilers = append(s.Reconcilers, a.announcements.Health())
 	var errs []error
 	var err error
 	s.Programs, err = a.programList()
@@ -77,7 +78,7 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 		found = append(found, localapi.Problem{Severity: localapi.SeverityError, Subject: "kernel", Text: err.Error()})
 	}
 	for p := range a.state.Problems.Snapshot().All() {
-		found = append(found, localapi.Problem{Severity: localapi.SeverityError, Subject: p.Subject, Text: p.Text})
+		found = append(found, status.Reported(p))
 	}
 	for _, text := range a.watcher.Problems() {
 		found = append(found, localapi.Problem{Severity: localapi.SeverityError, Subject: "devices", Text: text})

@@ -42,12 +42,14 @@ type agent struct {
 	metrics     *metric.Agent
 	reconcilers []reconciler
 	frontends   *sync.Frontends
-	prober      *probe.Prober
-	watcher     *netdev.Watcher
-	switching   stdsync.Mutex // held by who changes who serves Services
-	rehearsed   chan struct{} // closed when a pod can be started
-	lastAdd     atomic.Int64  // unix nanoseconds of the last successful ADD
-	lastError   atomic.Value  // string: of the last ADD, empty when it succeeded
+	// announcements is apart from reconcilers: it waits for other nodes.
+	announcements reconciler
+	prober        *probe.Prober
+	watcher       *netdev.Watcher
+	switching     stdsync.Mutex // held by who changes who serves Services
+	rehearsed     chan struct{} // closed when a pod can be started
+	lastAdd       atomic.Int64  // unix nanoseconds of the last successful ADD
+	lastError     atomic.Value  // string: of the last ADD, empty when it succeeded
 }
 
 type reconciler interface {
@@ -86,6 +88,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err := a.newReconcilers(); err != nil {
 		return err
 	}
+	a.announcements = a.newAnnouncements(ctx)
 	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log}); err != nil {
 		return err
 	}
@@ -99,14 +102,18 @@ func (a *agent) run(ctx context.Context) error {
 		func(ctx context.Context) error { a.keeper.Run(ctx, verifyEvery); return ctx.Err() },
 		a.sweep,
 		a.closeDeparted,
+		a.answerHealthChecks,
 		a.followTakeover,
-		func(ctx context.Context) error { return programming.Run(ctx, a.state.EndpointSlices, a.state.Frontends) },
+		func(ctx context.Context) error {
+			return programming.Run(ctx, a.state.EndpointSlices, a.state.Frontends)
+		},
 		a.serveAPI,
 		a.serveCNI,
 	}
 	for _, r := range a.reconcilers {
 		loops = append(loops, r.Run)
 	}
+	loops = append(loops, a.announceLoops()...)
 	for _, loop := range loops {
 		group.Go(func() error { return loop(ctx) })
 	}

@@ -43,6 +43,7 @@ var ranks = map[string]int{
 	"internal/status":       3, // rows of the local API, and what is wrong
 	"internal/servicerules": 3, // pure: rows of the local API as kube-proxy would have written them
 	"internal/probe":        3, // asks the agents of other nodes
+	"internal/announce":     3, // who answers for service addresses
 
 	"internal/healthcheck": 3, // answers load balancers
 
