@@ -80,8 +80,15 @@ func (a *app) serviceText(all answers[localapi.ServiceDetail]) string {
 	}
 	if len(d.frontends) > 0 {
 		g := &grid{columns: columns("FRONTEND", "TYPE", "PORT", "ID#", "BACKENDS#", "ON", "STATE", "ERROR")}
+		slices.SortStableFunc(d.frontends, func(x, y row[localapi.Service]) int {
+			return cmp.Or(cmp.Compare(x.value.Port, y.value.Port), cmp.Compare(typeRank(x.value.Type), typeRank(y.value.Type)),
+				x.value.Frontend.Compare(y.value.Frontend))
+		})
 		for _, r := range d.frontends {
 			s := r.value
+			if s.Of != nil {
+				continue // the row that stands for all addresses of the node is enough here
+			}
 			count := strconv.Itoa(len(s.Backends))
 			if s.ExternalLocal {
 				count += ", outside " + strconv.Itoa(len(s.Outer))
@@ -104,7 +111,7 @@ func (a *app) serviceText(all answers[localapi.ServiceDetail]) string {
 
 func (v *screen) serviceHead(d joinedDetail) {
 	active := count(d.endpoints, func(e joinedEndpoint) bool { return e.active > 0 })
-	verdict := fmt.Sprintf("%d of %d endpoints in use", active, len(d.endpoints))
+	verdict := fmt.Sprintf("%d of %d backends in use", active, len(d.endpoints))
 	look := green
 	switch {
 	case d.Note != "":
@@ -141,7 +148,7 @@ func (v *screen) serviceRules(d joinedDetail) {
 		v.line("Traffic policy", text)
 	}
 	if d.AffinitySeconds > 0 {
-		v.line("Affinity", fmt.Sprintf("ClientIP for %s; %s with a backend of their own", span(d.AffinitySeconds), plural(d.AffinityClients, "client")))
+		v.line("Affinity", fmt.Sprintf("ClientIP for %s; %s held to a backend now", span(d.AffinitySeconds), plural(d.AffinityClients, "client")))
 	} else {
 		v.line("Affinity", "none")
 	}
@@ -158,6 +165,8 @@ func (v *screen) serviceRules(d joinedDetail) {
 		v.line("Not ready", "endpoints that are not ready are used as well (publishNotReadyAddresses)")
 	}
 }
+
+func typeRank(kind string) int { return slices.Index(serviceTypes, kind) }
 
 // joinedDetail is a service as all nodes together have it.
 type joinedDetail struct {
