@@ -47,6 +47,16 @@ func Judge(s *localapi.Status, endpoints []localapi.Endpoint, found ...localapi.
 	}
 }
 
+// Reported returns a problem of the table as a person sees it. A mistake in the object of one Service is a warning: the node serves all others,
+// and whoever may write a Service must not make nodes degraded.
+func Reported(p state.Problem) localapi.Problem {
+	out := localapi.Problem{Severity: localapi.SeverityError, Subject: p.Subject, Text: p.Text}
+	if strings.HasPrefix(p.Subject, serviceSubject) {
+		out.Severity = localapi.SeverityWarning
+	}
+	return out
+}
+
 func rank(p localapi.Problem) int {
 	if p.Severity == localapi.SeverityError {
 		return 0

@@ -173,6 +173,17 @@ func TestFailedServicesAreNamed(t *testing.T) {
 	}
 }
 
+func TestMistakesInAServiceDoNotDegradeTheNode(t *testing.T) {
+	s := healthy()
+	status.Judge(&s, nil, status.Reported(state.Problem{Source: "kube", Subject: "service shop/web", Text: "bad annotation"}))
+	if s.State != localapi.OK || len(s.Problems) != 1 || s.KubeProxy.Problems != 1 {
+		t.Errorf("%s with %+v", s.State, s.Problems)
+	}
+	if p := status.Reported(state.Problem{Source: "kube", Subject: "node n1", Text: "bad CIDR"}); p.Severity != localapi.SeverityError {
+		t.Errorf("a mistake in a node: %+v", p)
+	}
+}
+
 // A full table concerns thousands of services: some are named, all are counted.
 func TestManyServicesWithProblems(t *testing.T) {
 	s := healthy()
