@@ -1,9 +1,11 @@
 package bpf
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -171,4 +173,38 @@ func TestSocketLeastLoaded(t *testing.T) {
 			t.Errorf("of 10 connections %d go to the backend that has become free", len(now[gone]))
 		}
 	})
+}
+
+// BenchmarkPick gives the time in the kernel to find a service and choose a backend, by algorithm and number of backends.
+func BenchmarkPick(bench *testing.B) {
+	const batch = 2000
+	f := serviceFamilies()[0]
+	for _, alg := range algorithms {
+		for _, size := range []int{10, 100, 1000} {
+			bench.Run(fmt.Sprintf("%s/%d", alg.name, size), func(bench *testing.B) {
+				b := newBalancer(bench)
+				a := b.asker(constant{DatapathVarCfgMaglevSize, uint32(tableSize)})
+				at := make([]netip.AddrPort, size)
+				for i := range at {
+					at[i] = netip.AddrPortFrom(offset(f.pod, uint32(i)), 80)
+				}
+				ids := b.set(1, unix.IPPROTO_TCP, at...)
+				table := make([]uint32, tableSize)
+				for i := range table {
+					table[i] = ids[i%size]
+				}
+				b.table(1, table)
+				b.front(f.front, unix.IPPROTO_TCP, Service{Id: 1, Set: 1, Count: uint32(size), Algorithm: alg.id})
+				question := a.question(f.front, unix.IPPROTO_TCP, asking{addr: f.pod, hash: 7})
+				best := time.Hour
+				for bench.Loop() {
+					_, d, err := a.prog.Benchmark(question, batch, nil)
+					b.check(err)
+					best = min(best, d)
+				}
+				bench.ReportMetric(float64(best.Nanoseconds()), "ns/choice") // the best batch: others were interrupted
+				bench.ReportMetric(0, "ns/op")
+			})
+		}
+	}
 }

@@ -36,15 +36,15 @@ func (b *balancer) asker(constants ...constant) asker {
 	return asker{b, objs.StraitAsk}
 }
 
-// client is who asks.
+// asking is who asks.
 type asking struct {
 	addr  netip.Addr
 	hash  uint32
 	outer bool
 }
 
-// ask gives the id of the backend that a client is sent to, 0 if there is none.
-func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
+// question is what the program reads instead of a packet.
+func (a asker) question(front netip.AddrPort, proto uint8, c asking) []byte {
 	a.t.Helper()
 	in := SelectAsk{Hash: c.hash}
 	key := SockaddrKeyFrom(front, proto)
@@ -55,7 +55,13 @@ func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
 	}
 	packet, err := binary.Append(nil, binary.NativeEndian, in)
 	a.check(err)
-	act, packet, err := a.prog.Test(packet)
+	return packet
+}
+
+// ask gives the id of the backend that a client is sent to, 0 if there is none.
+func (a asker) ask(front netip.AddrPort, proto uint8, c asking) uint32 {
+	a.t.Helper()
+	act, packet, err := a.prog.Test(a.question(front, proto, c))
 	a.check(err)
 	if act != xdpPass {
 		a.t.Fatalf("verdict %d, want %d", act, xdpPass)
