@@ -136,7 +136,7 @@ func (n *Node) StateDir() string { return filepath.Join(n.dir, "state") }
 func (n *Node) network() *libcni.NetworkConfigList {
 	n.t.Helper()
 	list, err := libcni.ConfListFromBytes(fmt.Appendf(nil,
-		`{"cniVersion":"1.1.0","name":"strait","plugins":[{"type":"strait-cni","stateDir":%q}]}`, n.StateDir()))
+		`{"cniVersion":"1.1.0","name":"strait","plugins":[{"type":"strait-cni","capabilities":{"portMappings":true},"stateDir":%q}]}`, n.StateDir()))
 	must(n.t, err)
 	return list
 }
