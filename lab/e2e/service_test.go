@@ -205,7 +205,7 @@ func TestSVC5_ReadinessDecides(t *testing.T) {
 
 // Without kube-proxy there is neither its process nor its rules.
 func TestNoKubeProxy(t *testing.T) {
-	if shared.spec().CNI != "strait" {
+	if shared.spec().KubeProxy() != "" {
 		t.Skip("this lab runs kube-proxy on purpose")
 	}
 	for _, n := range shared.nodes {

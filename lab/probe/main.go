@@ -17,7 +17,8 @@ import (
 const usage = `usage:
   probe peer tcp|udp ADDRESS:PORT     connect and print what getpeername says
   probe datagram ADDRESS:PORT TEXT    send a datagram and print the answer
-  probe load DURATION URL...          request all the time; print one JSON line of counts for each URL`
+  probe load DURATION URL...          request all the time; print one JSON line of counts for each URL
+  probe hold DURATION tcp|udp:ADDRESS:PORT...   ask over one connection each, never a second; print one JSON line for each`
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -46,6 +47,12 @@ func run(args []string) error {
 			return err
 		}
 		return load(duration, args[2:])
+	case "hold":
+		duration, err := time.ParseDuration(args[1])
+		if err != nil {
+			return err
+		}
+		return hold(duration, args[2:])
 	}
 	return fmt.Errorf("%s", usage)
 }
