@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -730,7 +731,7 @@ func TestIDsWrapAround(t *testing.T) {
 	m.lastBackend, m.lastService, m.lastSet = ^uint32(0), ^uint32(0), ^uint32(0)
 	m.backends[1] = &backend{}
 	m.sets[1] = &set{}
-	m.owners[1] = maps.Frontend{}
+	m.owners[1] = struct{}{}
 	if id := m.nextBackend(); id != 2 || m.generation != 6 {
 		t.Errorf("backend id %d generation %d, want 2 and 6", id, m.generation)
 	}
@@ -855,5 +856,26 @@ func BenchmarkTenThousandFrontends(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// What the operations themselves hold for 10,000 services with three backends each, rows not counted.
+func BenchmarkMemory(b *testing.B) {
+	rows, ctx := tenThousand(), context.Background()
+	m := open(b, config.Maps{Conntrack: 1024, NAT: 1024, Services: 65536, Backends: 131072, IPCache: 1024})
+	var before, after runtime.MemStats
+	for b.Loop() {
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		s := newFrontends(b, m)
+		for _, r := range rows {
+			if err := s.Update(ctx, r); err != nil {
+				b.Fatal(err)
+			}
+		}
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/float64(len(rows)), "heapB/service")
+		runtime.KeepAlive(s)
 	}
 }

@@ -16,7 +16,7 @@ import (
 // and the next plan goes on from there.
 type model struct {
 	services map[maps.Frontend]maps.Service
-	owners   map[uint32]maps.Frontend  // frontend id -> who has it
+	owners   map[uint32]struct{}       // frontend ids in use
 	sources  map[uint32][]netip.Prefix // frontend id -> who may use it, sorted
 	sets     map[uint32]*set
 	setIDs   map[state.SetKey]uint32
@@ -52,7 +52,7 @@ type backend struct {
 func newModel() *model {
 	return &model{
 		services: map[maps.Frontend]maps.Service{},
-		owners:   map[uint32]maps.Frontend{},
+		owners:   map[uint32]struct{}{},
 		sources:  map[uint32][]netip.Prefix{},
 		sets:     map[uint32]*set{},
 		setIDs:   map[state.SetKey]uint32{},
@@ -167,15 +167,13 @@ func (m *model) applyService(o op) {
 		m.join(o.front, o.value) // before it leaves others: a set must not be forgotten between
 	}
 	if existed {
-		if m.owners[old.ID] == o.front {
-			delete(m.owners, old.ID)
-		}
+		delete(m.owners, old.ID) // 0 in a row that does not own its id
 		m.leave(o.front, old)
 		delete(m.services, o.front)
 	}
 	if !o.remove {
 		m.services[o.front] = o.value
-		m.owners[o.value.ID] = o.front
+		m.owners[o.value.ID] = struct{}{}
 	}
 }
 

@@ -22,7 +22,7 @@ func read(kernel ServiceMaps, epoch uint32) (*model, error) {
 			if _, taken := m.owners[s.ID]; s.ID == 0 || taken {
 				s.ID = 0 // not valid, or another's: plan gives it a new one
 			} else {
-				m.owners[s.ID] = f
+				m.owners[s.ID] = struct{}{}
 			}
 			m.services[f] = s
 			m.join(f, s)
