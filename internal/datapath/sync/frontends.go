@@ -219,6 +219,7 @@ func (t *table) entries(size uint32) []uint32 {
 
 // executeLocked writes until the first failure, and then undoes what would be of no use: what follows may rely on what failed.
 func (s *Frontends) executeLocked(p *plan) error {
+	defer s.reuseLocked(p)
 	err := s.runLocked(p)
 	if err == nil {
 		return nil
@@ -227,6 +228,15 @@ func (s *Frontends) executeLocked(p *plan) error {
 		err = fmt.Errorf("service %s: %w", p.req.service, err)
 	}
 	return errors.Join(err, s.runLocked(s.model.planUndo(p)))
+}
+
+// reuseLocked keeps the memory of a plan of usual size: at a cold start it would be most of what is allocated.
+func (s *Frontends) reuseLocked(p *plan) {
+	const usual = 64
+	if cap(p.ops) <= usual {
+		clear(p.ops)
+		s.model.spare = p.ops[:0]
+	}
 }
 
 func (s *Frontends) runLocked(p *plan) error {

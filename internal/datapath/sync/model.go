@@ -25,6 +25,8 @@ type model struct {
 	leaving  map[uint32]time.Time // backends in no slot, and since when
 	stray    []uint32             // rows of strait_load that no backend has
 
+	spare []op // of a plan that is done, for the next one
+
 	lastService uint32 // last id given out
 	lastSet     uint32
 	lastBackend uint32

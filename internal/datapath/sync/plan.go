@@ -41,7 +41,9 @@ type plan struct {
 }
 
 func (m *model) newPlan(r *request) *plan {
-	return &plan{model: m, req: r, next: map[uint32][]maps.Share{}, made: map[target]uint32{}, change: map[uint32]int{}}
+	ops := m.spare
+	m.spare = nil
+	return &plan{model: m, req: r, ops: ops, next: map[uint32][]maps.Share{}, made: map[target]uint32{}, change: map[uint32]int{}}
 }
 
 func (p *plan) add(o op) { p.ops = append(p.ops, o) }
