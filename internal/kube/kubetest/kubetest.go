@@ -37,7 +37,7 @@ type Server struct {
 // users, "token" -> "user,group,...".
 func Start(t testing.TB, tokens map[string]string) *Server {
 	t.Helper()
-	bin := binaries(t)
+	bin := Binaries(t)
 	dir := t.TempDir()
 	s := &Server{t: t, dir: dir}
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -123,7 +123,8 @@ func (s *Server) run(path string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func binaries(t testing.TB) string {
+// Binaries returns the directory of the lab's Kubernetes binaries; without them the test is skipped.
+func Binaries(t testing.TB) string {
 	t.Helper()
 	cache := os.Getenv("STRAIT_CACHE")
 	if home, err := os.UserHomeDir(); cache == "" && err == nil {
