@@ -14,6 +14,7 @@
 
 #define RELOCATED __attribute__((preserve_access_index)) /* only what is read; offsets are those of the running kernel */
 #define SOCK_AF_INET6 10
+#define SOCK_CLOSED 7 /* TCP_CLOSE; of UDP: not connected */
 
 struct seq_file;
 
@@ -35,6 +36,7 @@ struct sock_common {
 	__be16 skc_dport;
 	__u16 skc_num;
 	unsigned short skc_family;
+	unsigned char skc_state;
 	int skc_bound_dev_if;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
@@ -78,6 +80,8 @@ int strait_list(struct bpf_iter__bpf_sk_storage_map *ctx)
 	if (!peer || !sk)
 		return 0;
 	at = &sk->__sk_common;
+	if (at->skc_state == SOCK_CLOSED) /* its owner has not closed it yet */
+		return 0;
 	row.netns = at->skc_net.net->net_cookie;
 	row.cookie = bpf_get_socket_cookie(sk);
 	row.family = at->skc_family;

@@ -56,6 +56,7 @@ type Departures struct {
 	answers chan answer
 	asking  chan struct{} // a slot for each question
 	failed  bool          // a problem is reported
+	unable  error         // this kernel cannot close sockets: stays until the next start
 }
 
 type answer struct {
@@ -122,7 +123,7 @@ func (d *Departures) look(ctx context.Context) time.Duration {
 	now := d.cfg.Now()
 	d.meet()
 	if len(d.waiting) == 0 {
-		d.report(nil)
+		d.report(d.unable)
 		return lookEvery
 	}
 	known := d.gather()
@@ -145,7 +146,10 @@ func (d *Departures) look(ctx context.Context) time.Duration {
 		}
 	}
 	closed, err := d.close(closing, known.namespaces, now)
-	errs = append(errs, err)
+	if errors.Is(err, sockets.ErrUnsupported) {
+		d.unable, err = err, nil
+	}
+	errs = append(errs, d.unable, err)
 	for _, w := range append(done, closed...) {
 		if err := d.cfg.Backends.Release(w.ID); err != nil {
 			w.delay(now)

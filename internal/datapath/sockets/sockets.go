@@ -25,7 +25,7 @@ import (
 )
 
 // ErrUnsupported is returned when the kernel cannot close sockets.
-var ErrUnsupported = errors.New("kernel built without CONFIG_INET_DIAG_DESTROY or CONFIG_INET_UDP_DIAG")
+var ErrUnsupported = errors.New("kernel without CONFIG_INET_DIAG_DESTROY, or without module tcp_diag or udp_diag")
 
 // Target is a backend.
 type Target struct {
@@ -79,9 +79,50 @@ func (t *Table) Close(namespaces map[uint64]string, targets []Target) (closed in
 	for _, at := range targets {
 		wanted[Target{netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), at.Protocol}] = true
 	}
-	rows, err := t.rows()
+	found, err := t.connected(wanted)
 	if err != nil {
 		return 0, err
+	}
+	var errs []error
+	missing := map[uint64]bool{} // cookies
+	for cookie, rows := range found {
+		path, known := namespaces[cookie]
+		if !known && cookie != t.own {
+			continue // made by somebody inside a pod; there is no way in
+		}
+		n, unknown, err := closeIn(path, rows)
+		closed += n
+		for _, row := range unknown {
+			missing[row.Cookie] = true
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("close %d sockets in network namespace %d %s: %w", len(rows), cookie, path, err))
+		}
+	}
+	if len(missing) > 0 {
+		errs = append(errs, t.reallyMissing(wanted, missing))
+	}
+	return closed, errors.Join(errs...)
+}
+
+// reallyMissing tells sockets that were closed meanwhile from those that a kernel without the protocol's sock_diag module cannot find.
+func (t *Table) reallyMissing(wanted map[Target]bool, missing map[uint64]bool) error {
+	found, err := t.connected(wanted)
+	for _, rows := range found {
+		for _, row := range rows {
+			if missing[row.Cookie] {
+				return ErrUnsupported
+			}
+		}
+	}
+	return err
+}
+
+// connected returns the sockets that are connected to a target, by the cookie of their namespace.
+func (t *Table) connected(wanted map[Target]bool) (map[uint64][]listSockRow, error) {
+	rows, err := t.rows()
+	if err != nil {
+		return nil, err
 	}
 	found := map[uint64][]listSockRow{}
 	for _, row := range rows {
@@ -90,19 +131,7 @@ func (t *Table) Close(namespaces map[uint64]string, targets []Target) (closed in
 			found[row.Netns] = append(found[row.Netns], row)
 		}
 	}
-	var errs []error
-	for cookie, rows := range found {
-		path, known := namespaces[cookie]
-		if !known && cookie != t.own {
-			continue // made by somebody inside a pod; there is no way in
-		}
-		n, err := closeIn(path, rows)
-		closed += n
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("close %d sockets in network namespace %d %s: %w", len(rows), cookie, path, err))
-		}
-	}
-	return closed, errors.Join(errs...)
+	return found, nil
 }
 
 func (t *Table) rows() ([]listSockRow, error) {
@@ -122,33 +151,34 @@ func (t *Table) rows() ([]listSockRow, error) {
 	return rows, nil
 }
 
-// closeIn closes sockets of one namespace, the own one for an empty path. The error matches os.ErrNotExist when there is no such
-// namespace.
-func closeIn(path string, rows []listSockRow) (closed int, err error) {
+// closeIn closes sockets of one namespace, the own one for an empty path, and returns those that the kernel did not find. The error matches
+// os.ErrNotExist when there is no such namespace.
+func closeIn(path string, rows []listSockRow) (closed int, missing []listSockRow, err error) {
 	ns := netns.None()
 	if path != "" {
 		if ns, err = netns.GetFromPath(path); err != nil {
-			return 0, err
+			return 0, nil, err
 		}
 		defer func() { _ = ns.Close() }()
 	}
 	diag, err := open(ns)
 	if err != nil {
-		return 0, err
+		return 0, nil, err
 	}
 	defer diag.Close()
 	for _, row := range rows {
 		switch err := destroy(diag, row); {
 		case err == nil:
 			closed++
-		case errors.Is(err, unix.ENOENT): // gone meanwhile
+		case errors.Is(err, unix.ENOENT):
+			missing = append(missing, row)
 		case errors.Is(err, unix.EOPNOTSUPP):
-			return closed, ErrUnsupported
+			return closed, missing, ErrUnsupported
 		default:
-			return closed, err
+			return closed, missing, err
 		}
 	}
-	return closed, nil
+	return closed, missing, nil
 }
 
 func open(ns netns.NsHandle) (*nl.NetlinkSocket, error) {
