@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,6 +88,27 @@ func TestAnswersTravelUnchanged(t *testing.T) {
 	}
 	if _, err := c.Nodes(ctx); !errors.Is(err, localapi.ErrNotOffered) || !strings.Contains(err.Error(), "/v1/nodes") {
 		t.Errorf("nodes of a provider without them: %v", err)
+	}
+}
+
+func TestServiceByName(t *testing.T) {
+	c := serve(t, localapi.Provider{Service: func(_ context.Context, namespace, name string) (localapi.ServiceDetail, error) {
+		if namespace+"/"+name != "shop/web" {
+			return localapi.ServiceDetail{}, fmt.Errorf("service %s/%s: %w", namespace, name, localapi.ErrNotFound)
+		}
+		return localapi.ServiceDetail{Namespace: namespace, Name: name, Frontends: []localapi.Service{{Frontend: netip.MustParseAddrPort("[fd00::7]:80")}, {Note: "DNS"}}}, nil
+	}})
+	d, err := c.Service(context.Background(), "shop", "web")
+	if err != nil || d.Name != "web" || d.Frontends[0].Frontend.Port() != 80 || d.Frontends[1].Frontend.IsValid() {
+		t.Errorf("service = %+v, %v", d, err)
+	}
+	for _, name := range []string{"nothing", "", "..", "a/b", "a?b"} {
+		if _, err := c.Service(context.Background(), "shop", name); !errors.Is(err, localapi.ErrNotFound) {
+			t.Errorf("service %q: %v, want ErrNotFound", name, err)
+		}
+	}
+	if _, err := serve(t, localapi.Provider{}).Service(context.Background(), "shop", "web"); !errors.Is(err, localapi.ErrNotOffered) {
+		t.Errorf("a provider without services: %v", err)
 	}
 }
 
