@@ -211,7 +211,7 @@ func TestSharedBackendStays(t *testing.T) {
 	if diff := gocmp.Diff(wanted(front(2, 7)), content(t, k)); diff != "" {
 		t.Error(diff)
 	}
-	if left := s.Leaving(); len(left) != 1 || left[0].AddrPort.String() != "10.244.0.8:8080" || len(k.slots) != 1 {
+	if left := s.Leaving(); len(left) != 1 || left[0].String() != "10.244.0.8:8080" || len(k.slots) != 1 {
 		t.Errorf("leaving %+v, %d slots", left, len(k.slots))
 	}
 	if err := s.Delete(ctx, front(2)); err != nil {
