@@ -32,6 +32,7 @@
 #include "lib/lb_packet.h"
 #include "lib/front.h"
 #include "lib/world.h"
+#include "lib/reject.h"
 #include "lib/forward.h"
 #include "lib/announce.h"
 

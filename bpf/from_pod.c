@@ -42,7 +42,7 @@ static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
 	if (rc == LB_ANSWER)
 		return from_pod_answer(skb, p, way.client);
 	if (rc > 0)
-		return drop(skb, rc);
+		return reject(skb, p, rc);
 	return rc ? rc : from_pod_backend(skb, p, &way);
 }
 
@@ -118,6 +118,7 @@ int strait_from_pod(struct __sk_buff *skb)
 	struct packet p = {};
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
+	int rc;
 
 	if (why)
 		return drop(skb, why);
@@ -133,5 +134,6 @@ int strait_from_pod(struct __sk_buff *skb)
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	ep = endpoint_lookup(&p.dst);
-	return ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
+	rc = ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
+	return rc == LB_TOO_BIG ? reject_size(skb, &p) : rc;
 }

@@ -92,6 +92,8 @@ int strait_to_vx(struct __sk_buff *skb)
 	remote = ipcache_lookup(&p.dst);
 	if (!remote || !(remote->flags & REMOTE_TUNNEL))
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
+	if (front_own(skb, &p) < 0)
+		return drop(skb, REASON_REWRITE);
 	why = encap_set(skb, remote);
 	if (why)
 		return drop(skb, why);

@@ -1,8 +1,20 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* tcx egress of the node's devices: what the node's own stack sends to the network. */
+/* tcx egress of the node's devices: what the node's own stack sends to the network. What programs of ours send is marked, and passes. */
 
 SEC("tcx/egress")
 int strait_to_net(struct __sk_buff *skb)
 {
-	return TC_ACT_UNSPEC;
+	struct packet p = {};
+	int rc;
+
+	if (skb->tc_index == DELIVER_OURS) {
+		skb->tc_index = 0;
+		return TC_ACT_UNSPEC;
+	}
+	if (packet_parse(skb, &p))
+		return TC_ACT_UNSPEC;
+	rc = front_own(skb, &p);
+	if (rc < 0)
+		return drop(skb, REASON_REWRITE);
+	return rc ? finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC) : TC_ACT_UNSPEC;
 }

@@ -13,7 +13,7 @@ static __noinline int forward_neighbour(struct __sk_buff *skb, const struct pack
 	return deliver_neighbour(skb, seen, hop, ifindex, why);
 }
 
-/* Sends a packet on that is to look like seen. rows: destinations of these kinds are reached as the ipcache says, others as the node's
+/* Sends a packet on that is to look like seen. LB_TOO_BIG: its sender is to be told. rows: destinations of these kinds are reached as the ipcache says, others as the node's
  * routing table does. */
 static __noinline int forward(struct __sk_buff *skb, const struct packet *p, const struct packet *seen, __u32 rows,
 			      enum reason why)
@@ -42,8 +42,9 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
 		mtu = dev ? dev->mtu : 0;
 	}
-	if (!ep && packet_exceeds(skb, p, mtu))
-		return drop(skb, REASON_TOO_BIG);
+	/* The tunnel's own packets may be fragmented, so that senders who allow it need not know. */
+	if (!ep && packet_exceeds(skb, p, mtu) && (p->flags & PACKET_DF || !remote || !(remote->flags & REMOTE_TUNNEL)))
+		goto too_big;
 	if (rewrite_like(skb, p, seen))
 		return drop(skb, REASON_REWRITE);
 	if (ep)
@@ -51,6 +52,9 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 	if (remote && remote->flags & REMOTE_TUNNEL)
 		return forward_tunnel(skb, seen, remote, why);
 	return forward_neighbour(skb, seen, &hop, ifindex, why);
+too_big:
+	skb->cb[0] = mtu;
+	return LB_TOO_BIG;
 }
 
 /* A packet to a backend elsewhere gets this node's address: that of the device it came by, else the one it was sent to. */
@@ -96,7 +100,7 @@ static __always_inline int forward_service(struct __sk_buff *skb, const struct p
 	int rc = lb_connection(p, &way);
 
 	if (rc > 0)
-		return drop(skb, rc);
+		return reject(skb, p, rc);
 	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);
 }
 
@@ -123,7 +127,7 @@ static __noinline int forward_answer(struct __sk_buff *skb, const struct packet 
 
 /* What comes from another machine and is for no pod here: an answer to a pod or to a client of a service, a packet to a service, or the
  * stack's. */
-static __noinline int forward_node(struct __sk_buff *skb, struct packet *p)
+static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 {
 	struct nat_entry *e;
 	int rc;
@@ -139,4 +143,11 @@ static __noinline int forward_node(struct __sk_buff *skb, struct packet *p)
 		return to_stack(skb);
 	rc = forward_service(skb, p);
 	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;
+}
+
+static __always_inline int forward_node(struct __sk_buff *skb, struct packet *p)
+{
+	int rc = forward_way(skb, p);
+
+	return rc == LB_TOO_BIG ? reject_size(skb, p) : rc;
 }

@@ -85,7 +85,7 @@ static __noinline void front_answer(const struct packet *p, const struct ct_entr
 	front_heard(seen, ct);
 }
 
-/* Gives an answer to a client here its frontend's address. 0, or why it cannot be. */
+/* Gives an answer its frontend's address where it passes. 0, or why it cannot be. */
 static __noinline enum reason front_turn(struct __sk_buff *skb, struct packet *p, const struct ct_entry *ct)
 {
 	struct packet seen;
@@ -95,4 +95,21 @@ static __noinline enum reason front_turn(struct __sk_buff *skb, struct packet *p
 		return REASON_REWRITE;
 	*p = seen;
 	return 0;
+}
+
+/* What the node's own stack sends: answers of the node as a backend get their frontend's address. 1: it was one. */
+static __noinline int front_own(struct __sk_buff *skb, struct packet *p)
+{
+	struct ct_entry *ct;
+	struct ct_key key;
+	__u32 dir;
+
+	if (p->flags & (PACKET_ERROR | PACKET_NDP) || (p->flags & PACKET_LATER && !frag_ports(p)))
+		return 0;
+	ct = ct_find(p, &key, &dir);
+	if (!ct || !ct_turned(ct, dir))
+		return 0;
+	frag_resolve(p);
+	ct_update(ct, p, dir);
+	return front_turn(skb, p, ct) ? -1 : 1;
 }

@@ -11,6 +11,7 @@
 #define LB_NO_SERVICE (-2)
 #define LB_OUTSIDE (-3)
 #define LB_ANSWER (-4)
+#define LB_TOO_BIG (-6)
 #define LB_FOREIGN (-5) /* answered by somebody who is no backend: it was there before the service */
 
 /* Where a packet goes. */

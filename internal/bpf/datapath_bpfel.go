@@ -223,6 +223,7 @@ const (
 	DatapathReasonREASON_TO_CLIENT             DatapathReason = 8
 	DatapathReasonREASON_REFUSED               DatapathReason = 9
 	DatapathReasonREASON_ANSWERED              DatapathReason = 10
+	DatapathReasonREASON_SENDER_TOLD           DatapathReason = 11
 	DatapathReasonREASON_HOUSEKEEPING          DatapathReason = 24
 	DatapathReasonREASON_GATEWAY               DatapathReason = 25
 	DatapathReasonREASON_SPOOFED_SOURCE        DatapathReason = 32

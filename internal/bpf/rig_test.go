@@ -279,7 +279,7 @@ type step struct {
 
 func (r *rig) ifindex(p *ebpf.Program) int {
 	switch p {
-	case r.objs.StraitFromNet:
+	case r.objs.StraitFromNet, r.objs.StraitToNet:
 		return r.net
 	case r.objs.StraitFromVx, r.objs.StraitToVx:
 		return 1 // stands for strait_vxlan

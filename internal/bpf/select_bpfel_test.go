@@ -198,6 +198,7 @@ const (
 	SelectReasonREASON_TO_CLIENT             SelectReason = 8
 	SelectReasonREASON_REFUSED               SelectReason = 9
 	SelectReasonREASON_ANSWERED              SelectReason = 10
+	SelectReasonREASON_SENDER_TOLD           SelectReason = 11
 	SelectReasonREASON_HOUSEKEEPING          SelectReason = 24
 	SelectReasonREASON_GATEWAY               SelectReason = 25
 	SelectReasonREASON_SPOOFED_SOURCE        SelectReason = 32

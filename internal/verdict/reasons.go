@@ -14,6 +14,7 @@ const (
 	ToClient            Reason = 8  // answer of a service sent to its client
 	Refused             Reason = 9  // refused on behalf of a service without backends
 	Answered            Reason = 10 // ARP or neighbour discovery answered for a service address
+	SenderTold          Reason = 11 // answered: larger than the way to a service's backend or client
 	Housekeeping        Reason = 24 // link-local multicast of a stack's own housekeeping, for which there is no link
 	Gateway             Reason = 25 // meant for the pods' gateway, which only stands for the way out
 	SpoofedSource       Reason = 32 // source address is not the pod's own
@@ -54,6 +55,7 @@ func reasons() []row {
 		{ToClient, "to-client", "answer of a service sent to its client"},
 		{Refused, "refused", "refused on behalf of a service without backends"},
 		{Answered, "answered", "ARP or neighbour discovery answered for a service address"},
+		{SenderTold, "sender-told", "answered: larger than the way to a service's backend or client"},
 		{Housekeeping, "housekeeping", "link-local multicast of a stack's own housekeeping, for which there is no link"},
 		{Gateway, "gateway", "meant for the pods' gateway, which only stands for the way out"},
 		{SpoofedSource, "spoofed-source", "source address is not the pod's own"},
