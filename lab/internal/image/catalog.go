@@ -43,13 +43,22 @@ func StraitSpec(bin string) Spec {
 func applets() []string {
 	return []string{"ls", "cat", "echo", "sleep", "env", "date", "head", "tail", "grep", "sed", "awk", "cut", "tr", "wc", "sort",
 		"uniq", "seq", "test", "true", "false", "timeout", "kill", "ps", "id", "hostname", "mkdir", "rm", "cp", "mv", "ln", "touch", "chmod",
-		"chown", "stat", "dd", "tee", "xargs", "find", "mount", "umount", "df", "du", "wget", "traceroute", "traceroute6", "nslookup", "vi",
+		"chown", "stat", "dd", "tee", "xargs", "find", "mount", "umount", "df", "du", "traceroute", "traceroute6", "nslookup", "vi",
 		"top", "netstat", "ifconfig", "route", "arp", "md5sum", "sha256sum", "printf", "expr", "basename", "dirname", "readlink", "which", "nproc", "usleep"}
+}
+
+// BusyboxSpec is the small container that some upstream tests want.
+func BusyboxSpec() Spec {
+	files := map[string]File{"/bin/busybox": {Source: "/bin/busybox", Mode: 0o755}}
+	for _, a := range append(applets(), "sh", "nc", "ping") {
+		files["/bin/"+a] = File{Link: "busybox"}
+	}
+	return Spec{Name: Busybox, Files: files, Dirs: []string{"/tmp", "/root"}, Entrypoint: []string{"/bin/sh"}, Env: []string{"PATH=/bin"}}
 }
 
 // ToolPackages are the Debian packages that hold the programs of the agnhost image.
 func ToolPackages() []string {
-	return []string{"busybox-static", "bash", "curl", "bind9-dnsutils", "tcpdump", "netcat-openbsd", "iproute2", "iputils-ping"}
+	return []string{"busybox-static", "bash", "curl", "bind9-dnsutils", "tcpdump", "netcat-openbsd", "iproute2", "iputils-ping", "wget"}
 }
 
 // AgnhostSpec is Kubernetes' test container with the tools its tests and a curious person call: a shell, curl, dig, nc, ip, ping, tcpdump.
@@ -71,6 +80,7 @@ func AgnhostSpec(bin string) (Spec, error) {
 		"bash": {"/usr/bin/bash"}, "curl": {"/usr/bin/curl"}, "dig": {"/usr/bin/dig"}, "tcpdump": {"/usr/bin/tcpdump", "/usr/sbin/tcpdump"},
 		"nc": {"/usr/bin/nc.openbsd", "/bin/nc.openbsd"}, "ip": {"/usr/sbin/ip", "/usr/bin/ip", "/bin/ip"}, "ss": {"/usr/bin/ss", "/bin/ss"},
 		"ping": {"/usr/bin/ping", "/bin/ping"},
+		"wget": {"/usr/bin/wget"}, // busybox's dies in its resolver
 	} {
 		program, err := firstExisting(candidates)
 		if err != nil {

@@ -23,6 +23,7 @@ import (
 const (
 	Pause   = "localhost/pause:1"
 	Agnhost = "localhost/agnhost:2.63.0"
+	Busybox = "localhost/busybox:1.37.0-1" // as the upstream tests call it; the program is Debian's
 	CoreDNS = "localhost/coredns:1.14.7"
 	Strait  = "localhost/strait:dev"
 )
