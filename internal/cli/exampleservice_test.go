@@ -53,7 +53,7 @@ func exampleServices(i int, trouble bool) []localapi.Service {
 		add(1, "10.96.0.1:443", "ClusterIP", "kubernetes", "https", active("10.0.0.100:6443")), dns, dnsTCP, web6,
 		add(6, "10.96.0.7:80", "ClusterIP", "web", "", active("10.244.1.2:8080", "10.244.2.2:8080")),
 		add(5, "10.96.4.4:80", "ClusterIP", "empty", "", []localapi.Backend{}), node, here, shop, host,
-		idle("Headless", "cache", "nothing to do: resolved by DNS to the addresses of its endpoints"),
+		idle("Headless", "cache", "nothing to do: DNS answers with its endpoints"),
 		idle("ExternalName", "db", "nothing to do: resolved by DNS to db.example.org"),
 	}
 }
@@ -66,7 +66,7 @@ func exampleDetail(i int, name string, trouble bool) (localapi.ServiceDetail, er
 		d.Name, d.Type, d.Target, d.Note = "db", "ExternalName", "db.example.org", "nothing to do: resolved by DNS to db.example.org"
 		return d, nil
 	case "default/cache":
-		d.Name, d.Type, d.Note = "cache", "Headless", "nothing to do: resolved by DNS to the addresses of its endpoints"
+		d.Name, d.Type, d.Note = "cache", "Headless", "nothing to do: DNS answers with its endpoints"
 		return d, nil
 	case "default/shop":
 	default:

@@ -41,7 +41,7 @@ func (a *app) serviceListCmd() *cobra.Command {
 		Short: "List frontends with their backends",
 		Long: `Lists each address and port services answer on, and the backends a new connection can get. 0.0.0.0 and [::] stand for every
 address of the node; the rows below them, with the same id, are this node's addresses one by one. Services without a frontend are
-listed with what serves them instead. With -o wide also the service, how a backend is chosen, policies, and the kernel's backend set.
+listed with what serves them instead. With -o wide also how a backend is chosen, policies, and the kernel's backend set.
 
 From outside a node, frontends that are the same on all nodes are printed once; ids are a node's own and then left out, as are the rows
 of single node addresses.`,
@@ -136,7 +136,7 @@ func frontends(all answers[[]localapi.Service]) *grid {
 	if !all.one {
 		slices.SortStableFunc(rows, func(x, y row[localapi.Service]) int { return compareServices(x.value, y.value) })
 	}
-	g := &grid{columns: columns("ID#", "FRONTEND", "SERVICE TYPE", "BACKEND", "+SERVICE", "+ALGORITHM", "+POLICIES", "+SET#", "ON", "STATE", "ERROR")}
+	g := &grid{columns: columns("ID#", "FRONTEND", "SERVICE TYPE", "BACKEND", "SERVICE", "+ALGORITHM", "+POLICIES", "+SET#", "ON", "STATE", "ERROR")}
 	for _, r := range rows {
 		s := r.value
 		state := worst(map[string]bool{s.Status: true})
@@ -145,7 +145,7 @@ func frontends(all answers[[]localapi.Service]) *grid {
 		}
 		name := s.Namespace + "/" + s.Name
 		if s.Note != "" {
-			g.add("", name, s.Type, s.Note, name, "", "", "", r.on, state, cell{text: s.Error, style: red})
+			g.add("", "", s.Type, s.Note, name, "", "", "", r.on, state, cell{text: s.Error, style: red})
 			continue
 		}
 		g.add(id(s.ID), s.Frontend.String()+"/"+s.Protocol, s.Type, targets(s), name, s.Algorithm, policies(s), id(s.Set), r.on, state,
@@ -174,14 +174,14 @@ func targets(s localapi.Service) string {
 	switch {
 	case len(lines) > 0:
 	case s.InternalLocal:
-		lines = []string{"none on this node: connections are refused (internalTrafficPolicy is Local)"}
+		lines = []string{"none on this node (policy Local): refused"}
 	default:
 		lines = []string{"none: connections are refused"}
 	}
 	if s.ExternalLocal && !sameBackends(s.Backends, s.Outer) {
-		lines = append(lines, "from outside:")
+		lines = append(lines, "from outside (policy Local):")
 		if len(s.Outer) == 0 {
-			lines = append(lines, "none on this node: dropped (externalTrafficPolicy is Local)")
+			lines = append(lines, "none on this node: dropped")
 		}
 		lines = append(lines, backends(s.Outer)...)
 	}

@@ -86,7 +86,7 @@ func TestServices(t *testing.T) {
 		"5 192.0.2.1:30080 NodePort of 0.0.0.0:30080 10.244.1.4:8080:2 10.244.2.4:8080:0 outer 10.244.1.4:8080",
 		"5 198.51.100.1:30080 NodePort of 0.0.0.0:30080 10.244.1.4:8080:2 10.244.2.4:8080:0 outer 10.244.1.4:8080",
 		"6 10.96.0.7:80 ClusterIP 10.244.1.4:8080:2 10.244.2.4:8080:0",
-		"0 invalid AddrPort Headless nothing to do: resolved by DNS to the addresses of its endpoints",
+		"0 invalid AddrPort Headless nothing to do: DNS answers with its endpoints",
 		"0 invalid AddrPort ExternalName nothing to do: resolved by DNS to db.example.org",
 		"0 invalid AddrPort ClusterIP nothing to do: served by mesh.example.org (label service.kubernetes.io/service-proxy-name)",
 	}

@@ -168,7 +168,7 @@ func idle(svc state.Service) (kind, note string) {
 	case svc.Type == state.ExternalName:
 		return externalName, "nothing to do: resolved by DNS to " + orElse(svc.Target, "nothing, spec.externalName is empty")
 	case svc.Headless:
-		return headless, "nothing to do: resolved by DNS to the addresses of its endpoints"
+		return headless, "nothing to do: DNS answers with its endpoints"
 	}
 	return string(svc.Type), ""
 }
