@@ -21,7 +21,7 @@ const (
 type Peers interface {
 	// Set says which nodes are asked often.
 	Set(nodes []string)
-	// Alive reports whether a node answers; known is false while one that is asked often has not been heard of.
+	// Alive reports whether a node answers; known is false for one that is not asked often, or has not been heard of yet.
 	Alive(node string) (alive, known bool)
 	// Changed is closed when an answer of Alive has changed since the call.
 	Changed() <-chan struct{}
@@ -106,12 +106,9 @@ func (l *Loop) plan(v View) Decision {
 		l.done()
 		return Decision{}
 	}
-	v.Alive = func(node string) bool {
-		if l.Peers == nil {
-			return true
-		}
-		alive, known := l.Peers.Alive(node)
-		return alive || !known
+	v.Alive = func(string) (alive, known bool) { return true, true }
+	if l.Peers != nil {
+		v.Alive = l.Peers.Alive
 	}
 	d := Plan(v)
 	complete := true

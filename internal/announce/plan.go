@@ -23,8 +23,9 @@ type View struct {
 	// Serving returns the nodes with an endpoint of the service and family that connections may go to. It is asked about services with
 	// externalTrafficPolicy Local.
 	Serving func(name state.ServiceName, v6 bool) map[string]bool
-	// Alive reports whether a node answers for its addresses, as far as is known.
-	Alive func(node string) bool
+	// Alive reports whether a node answers for its addresses. Without known that is what it is taken for until it has been asked: nothing
+	// is taken over from such a node.
+	Alive func(node string) (alive, known bool)
 }
 
 // Decision is what follows from a View.
@@ -189,20 +190,23 @@ func (p *planner) rank(addr netip.Addr, list []candidate) (first bool, above []s
 		return false, nil
 	}
 	mine := weight(at, list[own].hash)
-	alive := 0
+	alive, certain := 0, true
 	for _, c := range list {
 		w := weight(at, c.hash)
 		if w < mine || w == mine && c.name >= p.Self {
 			continue
 		}
-		if p.Alive(c.name) {
-			if alive++; alive > successors {
-				return false, nil
-			}
+		is, known := p.Alive(c.name)
+		if is {
+			alive++
 		}
+		if alive > successors {
+			return false, nil
+		}
+		certain = certain && known
 		above = append(above, c.name)
 	}
-	return alive == 0, above
+	return alive == 0 && certain, above
 }
 
 func hash(b []byte) uint64 {

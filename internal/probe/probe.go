@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -37,8 +38,9 @@ type Prober struct {
 	Config
 	client *http.Client
 
-	mu    sync.Mutex
-	peers map[string]localapi.Peer // by node
+	mu      sync.Mutex
+	peers   map[string]localapi.Peer // by node
+	refused map[string]bool          // by node: nobody listens, but the node is up
 }
 
 // New returns a prober; Run starts it.
@@ -54,7 +56,7 @@ func New(c Config) *Prober {
 	}
 	// A new connection each time: an old one would hide that new ones are no longer let through.
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{}).DialContext}
-	return &Prober{Config: c, client: &http.Client{Transport: transport}, peers: map[string]localapi.Peer{}}
+	return &Prober{Config: c, client: &http.Client{Transport: transport}, peers: map[string]localapi.Peer{}, refused: map[string]bool{}}
 }
 
 // Run probes until ctx ends, and at once when the set of nodes changes.
@@ -108,11 +110,11 @@ func (p *Prober) round(ctx context.Context, nodes []state.Node) {
 			continue
 		}
 		group.Go(func() error {
-			peer := p.ask(ctx, n)
+			peer, refused := p.ask(ctx, n)
 			if ctx.Err() == nil {
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				p.peers[n.Name] = peer
+				p.peers[n.Name], p.refused[n.Name] = peer, refused
 			}
 			return nil
 		})
@@ -123,17 +125,18 @@ func (p *Prober) round(ctx context.Context, nodes []state.Node) {
 	for name := range p.peers {
 		if !slices.ContainsFunc(nodes, func(n state.Node) bool { return n.Name == name }) {
 			delete(p.peers, name)
+			delete(p.refused, name)
 		}
 	}
 }
 
 // ask tries the node's addresses in turn; the peer is reachable when one answers, whatever the answer is: an agent that
 // is not healthy says so itself.
-func (p *Prober) ask(ctx context.Context, n state.Node) localapi.Peer {
-	peer := localapi.Peer{Node: n.Name, Checked: time.Now()}
+func (p *Prober) ask(ctx context.Context, n state.Node) (peer localapi.Peer, refused bool) {
+	peer = localapi.Peer{Node: n.Name, Checked: time.Now()}
 	if len(n.Addresses) == 0 {
 		peer.Error = "the node has no address"
-		return peer
+		return peer, false
 	}
 	var why []string
 	for _, a := range n.Addresses {
@@ -141,13 +144,14 @@ func (p *Prober) ask(ctx context.Context, n state.Node) localapi.Peer {
 		err := p.get(ctx, a)
 		if err == nil {
 			peer.Address, peer.Reachable, peer.RTT = p.at(a), true, time.Since(begin)
-			return peer
+			return peer, false
 		}
+		refused = refused || errors.Is(err, syscall.ECONNREFUSED)
 		why = append(why, err.Error())
 	}
 	peer.Address = p.at(n.Addresses[0])
 	peer.Error = strings.Join(slices.Compact(why), "; ")
-	return peer
+	return peer, refused
 }
 
 func (p *Prober) at(a netip.Addr) string { return net.JoinHostPort(a.String(), p.Port) }

@@ -96,11 +96,7 @@ func (w *Watch) Set(nodes []string) {
 	}
 	for _, name := range nodes {
 		if w.watched[name] == nil {
-			n := &watched{}
-			if reachable, known := w.slow(name); known && !reachable {
-				n.known = true // dead as far as is known, until it says otherwise
-			}
-			w.watched[name] = n
+			w.watched[name] = &watched{}
 		}
 	}
 	select {
@@ -109,15 +105,15 @@ func (w *Watch) Set(nodes []string) {
 	}
 }
 
-// Alive reports whether a node answers; known is false while a watched one has not been heard of.
+// Alive reports whether a node answers. While it is not watched, or has not been heard of, known is false, and it is what the slow
+// prober takes it for.
 func (w *Watch) Alive(node string) (alive, known bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if n := w.watched[node]; n != nil {
-		return n.alive, n.known
+	if n := w.watched[node]; n != nil && n.known {
+		return n.alive, true
 	}
-	reachable, known := w.slow(node)
-	return reachable || !known, true
+	return w.Slow == nil || !w.Slow.silent(node), false
 }
 
 // Changed is closed when an answer of Alive about a watched node has changed since the call.
@@ -127,19 +123,12 @@ func (w *Watch) Changed() <-chan struct{} {
 	return w.changed
 }
 
-// slow asks the slow prober, which has its own lock.
-func (w *Watch) slow(node string) (reachable, known bool) {
-	if w.Slow == nil {
-		return false, false
-	}
-	return w.Slow.reachable(node)
-}
-
-func (p *Prober) reachable(node string) (reachable, known bool) {
+// silent reports whether the last probe found that no address of a node answers. A refusal is an answer: the node is up.
+func (p *Prober) silent(node string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	peer, known := p.peers[node]
-	return peer.Reachable, known
+	peer, asked := p.peers[node]
+	return asked && !peer.Reachable && !p.refused[node]
 }
 
 // Run asks until ctx ends.
