@@ -411,9 +411,12 @@ func TestIPAM2_Kill9(t *testing.T) {
 			}
 		})
 	}
-	for range rounds {
+	for round := range rounds {
 		p := n.spawn()
-		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
+		if round%2 == 0 { // the others are killed while they start, or soon after
+			n.await(func() error { return n.status("1.1.0") })
+		}
+		time.Sleep(time.Duration(rand.IntN(300)) * time.Millisecond)
 		p.kill(syscall.SIGKILL)
 	}
 	p := n.spawn()
