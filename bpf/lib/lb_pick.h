@@ -108,15 +108,25 @@ static long lb_least_step(__u32 i, struct lb_least *l)
 	return 0;
 }
 
+/* What a step reads of an earlier one begins as 0, but the verifier must not know: before Linux 6.7 (commit ab5cfac139ab) it walks
+ * through a step once, as it is in the first round, and takes out what only later rounds do.
+ */
 static __noinline int lb_pick_least(__u32 set, __u32 count, enum algorithm algorithm, struct lb_choice *c)
 {
+	__u32 chance = bpf_get_prandom_u32(), same = chance, zero;
 	struct lb_least l = {
 		.set = set,
 		.count = count,
-		.start = bpf_get_prandom_u32() % count,
+		.start = chance % count,
 		.algorithm = algorithm,
 		.choice = c,
 	};
+
+	asm volatile("" : "+r"(same));
+	zero = chance ^ same;
+	l.load = zero;
+	l.weight = zero;
+	l.equals = zero;
 
 	bpf_loop(count < LB_COMPARE ? count : LB_COMPARE, lb_least_step, &l, 0);
 	return l.equals != 0;

@@ -121,6 +121,20 @@ func TestPickOuter(t *testing.T) {
 	})
 }
 
+// TestPickUnspecified: the address of a wildcard row is nobody's, so a packet to it is to no service.
+func TestPickUnspecified(t *testing.T) {
+	eachFamily(t, func(t *testing.T, b *balancer, f serviceFamily) {
+		a := b.asker()
+		ids := b.set(1, unix.IPPROTO_TCP, f.backends[0])
+		b.front(netip.AddrPortFrom(f.any, poolPort), unix.IPPROTO_TCP, Service{Id: 1, Set: 1, Count: 1, Flags: ServiceNodePort})
+		for at, want := range map[netip.Addr]uint32{f.here: ids[0], f.there: ids[0], f.elsewhere: 0, f.any: 0, f.loopback: 0} {
+			if got := a.ask(netip.AddrPortFrom(at, poolPort), unix.IPPROTO_TCP, asking{}); got != want {
+				t.Errorf("a packet to %s gets backend %d, want %d", at, got, want)
+			}
+		}
+	})
+}
+
 // TestPickLargeSet: the search for the least loaded ends, and looks at enough.
 func TestPickLargeSet(t *testing.T) {
 	const size = 1500
