@@ -128,6 +128,7 @@ func exampleStatus(i int) localapi.Status {
 
 // ail makes a node sick in many places.
 func ail(s *localapi.Status) {
+	s.KubeProxy.Mode, s.KubeProxy.SocketLB = "drain", false
 	s.Kubernetes.Connected, s.Kubernetes.Error = false, "dial tcp 10.0.0.100:6443: connect: connection refused"
 	s.Reconcilers[1].Failing, s.Reconcilers[1].LastError = 1, "10.244.9.0/24: no such device"
 	s.Maps[2].Entries = 65000

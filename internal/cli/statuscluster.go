@@ -114,7 +114,7 @@ func pool(i localapi.IPAM, family string) string {
 // sums prints n/m of everything that is counted on every node.
 func (v *screen) sums(nodes []answer[localapi.Status]) {
 	var answered, ready, pods, reached, peers, healthy, controllers int
-	modes := map[string]int{}
+	modes, services := map[string]int{}, map[string]int{}
 	versions := map[string]int{}
 	for _, n := range nodes {
 		if n.Err != nil {
@@ -130,12 +130,14 @@ func (v *screen) sums(nodes []answer[localapi.Status]) {
 		controllers += len(s.Reconcilers)
 		modes[s.Routing.Mode+", network "+s.Routing.Network]++
 		versions[s.Version]++
+		services[serviceMode(s.KubeProxy)]++
 	}
 	v.line("Agents", v.of(answered, len(nodes))+" answer, version "+tallyWords(versions))
 	v.line("Pods", v.of(ready, pods)+" ready")
 	v.line("Controllers", v.of(healthy, controllers)+" healthy")
 	v.line("Cluster health", v.of(reached, peers)+" pairs of nodes reach each other")
 	v.line("Routing", tallyWords(modes))
+	v.line("kube-proxy", tallyWords(services))
 }
 
 func count[T any](all []T, is func(T) bool) (n int) {

@@ -11,12 +11,16 @@ import (
 
 // kubeProxy is the line of strait status about services.
 func (v *screen) kubeProxy(k localapi.KubeProxy) {
+	decided := ""
+	if k.Decided != nil {
+		decided = "; so since " + v.age(*k.Decided) + " by strait takeover, the configuration says otherwise"
+	}
 	switch k.Mode {
 	case "off":
-		v.line("kube-proxy", v.paint(yellow, "not replaced")+": services.mode is off, kube-proxy serves Services")
+		v.line("kube-proxy", v.paint(yellow, "not replaced")+": kube-proxy serves Services"+decided)
 		return
 	case "drain":
-		v.line("kube-proxy", v.paint(yellow, "draining")+": connections that are Strait's go on, new ones are kube-proxy's")
+		v.line("kube-proxy", v.paint(yellow, "draining")+": connections that are Strait's go on, new ones are kube-proxy's"+decided)
 		return
 	}
 	sockets := "socket LB off"
@@ -30,7 +34,18 @@ func (v *screen) kubeProxy(k localapi.KubeProxy) {
 	if k.Forwarding != "" {
 		text += fmt.Sprintf("; from outside on %s: %s, XDP %s", list(k.Devices), strings.ToUpper(k.Forwarding), k.XDP)
 	}
-	v.line("kube-proxy", text)
+	v.line("kube-proxy", text+decided)
+}
+
+// serviceMode is in a word who serves Services on a node.
+func serviceMode(k localapi.KubeProxy) string {
+	switch k.Mode {
+	case "off":
+		return "not replaced"
+	case "drain":
+		return "draining"
+	}
+	return "replaced"
 }
 
 // services is the section of strait status --verbose about services.

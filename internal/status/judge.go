@@ -111,7 +111,7 @@ func (j *judge) found(all []localapi.Problem) (services int) {
 }
 
 func (j *judge) services(k localapi.KubeProxy) {
-	if k.Mode == "drain" {
+	if k.Mode == "drain" && k.Decided == nil { // strait takeover ends a drain itself
 		j.warning("services", "new connections are left to kube-proxy, those that are Strait's go on",
 			"set services.mode to off when they have ended (strait bpf dump strait_ct), or to on to take services back")
 	}

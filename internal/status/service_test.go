@@ -184,6 +184,19 @@ func TestMistakesInAServiceDoNotDegradeTheNode(t *testing.T) {
 	}
 }
 
+func TestDrain(t *testing.T) {
+	for _, tc := range []struct {
+		decided  *time.Time
+		problems int
+	}{{nil, 1}, {&time.Time{}, 0}} {
+		s := healthy()
+		s.KubeProxy.Mode, s.KubeProxy.Decided = "drain", tc.decided
+		if status.Judge(&s, nil); len(s.Problems) != tc.problems || s.State != localapi.OK {
+			t.Errorf("decided %v: %s with %+v", tc.decided, s.State, s.Problems)
+		}
+	}
+}
+
 // A full table concerns thousands of services: some are named, all are counted.
 func TestManyServicesWithProblems(t *testing.T) {
 	s := healthy()
