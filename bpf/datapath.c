@@ -33,6 +33,7 @@
 #include "lib/front.h"
 #include "lib/world.h"
 #include "lib/reject.h"
+#include "lib/dsr.h"
 #include "lib/forward.h"
 #include "lib/announce.h"
 

@@ -14,6 +14,8 @@ static __always_inline enum reason from_net_track(struct __sk_buff *skb, struct 
 	if (!ct) {
 		if (endpoint_lookup(&p->src))
 			return REASON_SPOOFED_SOURCE;
+		if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_owner(&p->src)))
+			return REASON_ISOLATED;
 		if (error)
 			return 0;
 		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
@@ -26,14 +28,18 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 {
 	enum reason why;
 
-	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_owner(&p->src)))
-		return drop(skb, REASON_ISOLATED);
 	if (p->ttl <= 1)
 		return to_stack(skb);
 	if (p->flags & PACKET_ERROR && !error_to_sender(skb, p))
 		return drop(skb, REASON_UNRELATED_ICMP);
 	if (!frag_resolve(p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	if (p->flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF) {
+		int rc = dsr_receive(skb, p);
+
+		if (rc)
+			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
+	}
 	why = from_net_track(skb, p);
 	if (why)
 		return drop(skb, why);

@@ -47,7 +47,7 @@ static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
 }
 
 /* To the node itself: for the node, or for a client whose connection to this pod another proxy has begun under the node's address. */
-static __always_inline int from_pod_host(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int from_pod_host(struct __sk_buff *skb, struct packet *p)
 {
 	struct ct_entry *turned = NULL;
 	struct nat_entry *e;
@@ -115,6 +115,7 @@ static __always_inline int from_pod_local(struct __sk_buff *skb, const struct pa
 SEC("tcx/ingress")
 int strait_from_pod(struct __sk_buff *skb)
 {
+	struct sockaddr_key front;
 	struct packet p = {};
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
@@ -131,6 +132,8 @@ int strait_from_pod(struct __sk_buff *skb)
 		return drop(skb, REASON_SPOOFED_SOURCE);
 	if (p.flags & PACKET_ERROR && !error_from_receiver(skb, &p))
 		return drop(skb, REASON_UNRELATED_ICMP);
+	if (p.flags & PACKET_OPTIONS && dsr_read(skb, &p, &front))
+		return drop(skb, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	ep = endpoint_lookup(&p.dst);

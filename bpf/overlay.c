@@ -16,6 +16,24 @@ static __noinline enum reason from_vx_sender(struct __sk_buff *skb, const struct
 	return node && node->node_id == owner->node_id ? 0 : REASON_TUNNEL_SPOOFED;
 }
 
+/* A packet for which this node answers in place of the sender, which is some node of the cluster: the source is a client outside. As
+ * dsr_receive. */
+static __noinline int from_vx_dsr(struct __sk_buff *skb, struct packet *p)
+{
+	struct sockaddr_key front;
+	struct remote *node;
+	struct addr sender;
+
+	if (!dsr_read(skb, p, &front))
+		return 0;
+	if (!encap_sender(skb, &sender))
+		return -REASON_TUNNEL_KEY;
+	node = ipcache_find(&sender);
+	if (!node || !(node->flags & REMOTE_NODE))
+		return -REASON_TUNNEL_SPOOFED;
+	return dsr_receive(skb, p);
+}
+
 /* Established connections were checked by their first packet. */
 static __always_inline enum reason from_vx_track(struct __sk_buff *skb, struct packet *p)
 {
@@ -57,6 +75,7 @@ int strait_from_vx(struct __sk_buff *skb)
 	struct packet p = {};
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
+	int rc;
 
 	if (why)
 		return drop(skb, why);
@@ -69,6 +88,11 @@ int strait_from_vx(struct __sk_buff *skb)
 		return drop(skb, REASON_UNSUPPORTED_L2);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	if (p.flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF) {
+		rc = from_vx_dsr(skb, &p);
+		if (rc)
+			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
+	}
 	why = from_vx_track(skb, &p);
 	if (why)
 		return drop(skb, why);

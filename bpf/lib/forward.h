@@ -20,7 +20,7 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 {
 	struct endpoint *ep = endpoint_lookup(&seen->dst);
 	struct remote *remote = NULL;
-	__u32 ifindex = 0, mtu = cfg_pod_mtu;
+	__u32 ifindex = 0, mtu = cfg_pod_mtu, extra = seen->flags & PACKET_DSR ? dsr_len(p) : 0;
 	struct addr hop = {};
 	struct device *dev;
 
@@ -43,9 +43,9 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 		mtu = dev ? dev->mtu : 0;
 	}
 	/* The tunnel's own packets may be fragmented, so that senders who allow it need not know. */
-	if (!ep && packet_exceeds(skb, p, mtu) && (p->flags & PACKET_DF || !remote || !(remote->flags & REMOTE_TUNNEL)))
+	if (!ep && packet_exceeds(skb, p, mtu ? mtu - extra : 0) && (p->flags & PACKET_DF || !remote || !(remote->flags & REMOTE_TUNNEL)))
 		goto too_big;
-	if (rewrite_like(skb, p, seen))
+	if (rewrite_like(skb, p, seen) || (extra && dsr_insert(skb, p)))
 		return drop(skb, REASON_REWRITE);
 	if (ep)
 		return deliver_pod(skb, seen, ep, why);
@@ -53,7 +53,7 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 		return forward_tunnel(skb, seen, remote, why);
 	return forward_neighbour(skb, seen, &hop, ifindex, why);
 too_big:
-	skb->cb[0] = mtu;
+	skb->cb[0] = mtu - extra;
 	return LB_TOO_BIG;
 }
 
@@ -62,8 +62,8 @@ static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, con
 						 const struct lb_way *way)
 {
 	__u32 ifindex = skb->ifindex;
+	struct rewrite to = {};
 	struct device *dev;
-	struct addr node = {};
 
 	if (way->client->flags & CT_NAT && !(way->news & CT_LATER)) {
 		seen->src = way->client->nat_addr;
@@ -72,56 +72,71 @@ static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, con
 	}
 	dev = bpf_map_lookup_elem(&strait_device, &ifindex);
 	if (dev)
-		node = p->flags & PACKET_V6 ? dev->addr6 : dev->addr4;
+		to.addr = p->flags & PACKET_V6 ? dev->addr6 : dev->addr4;
 	else if (ipcache_owner(&p->dst) & REMOTE_HOST)
-		node = p->dst;
-	return nat_service(skb, p, seen, &node, way->client);
+		to.addr = p->dst;
+	return nat_service(skb, p, seen, &to, way->client);
 }
 
-/* A packet of a client to its backend: to one here as it is, elsewhere with this node's address. */
+/* A packet of a client to its backend: to one here as it is, elsewhere with this node's address unless the service is answered directly. */
 static __noinline int forward_backend(struct __sk_buff *skb, const struct packet *p, const struct lb_way *way)
 {
 	struct packet seen = *p;
-	enum reason why;
+	enum reason why = 0;
+	__u32 owner;
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
-	if (!(way->client->flags & CT_NAT) && (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & REMOTE_HOST))
+	owner = ipcache_owner(&seen.dst);
+	if (!(way->client->flags & CT_NAT) && (endpoint_lookup(&seen.dst) || owner & REMOTE_HOST))
 		why = front_track(&seen, &p->dst, p->dport);
+	else if (way->client->flags & CT_DSR && owner & (REMOTE_POD | REMOTE_NODE) && dsr_may(p))
+		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;
 	else
 		why = forward_masquerade(skb, p, &seen, way);
 	return why ? drop(skb, why) : forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);
 }
 
 /* A packet to a service; LB_NO_SERVICE if it is none. */
-static __always_inline int forward_service(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int forward_service(struct __sk_buff *skb, struct packet *p)
 {
 	struct lb_way way = {};
 	int rc = lb_connection(p, &way);
 
 	if (rc > 0)
 		return reject(skb, p, rc);
+	if (!rc)
+		frag_resolve(p);
 	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);
 }
 
-/* The answer of a backend elsewhere, or of one here whose connection is of the time of another proxy. */
-static __noinline int forward_answer(struct __sk_buff *skb, const struct packet *p, const struct nat_entry *e)
+/* Counts an answer on its client's entry, which may be lost. 0: the client's connection has another port by now. */
+static __noinline int forward_account(const struct packet *seen, __be16 port)
 {
-	struct packet seen = *p;
-	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
+	struct ct_entry *ct = ct_find(seen, &key, &dir);
+
+	if (!ct)
+		return 1;
+	if (!(ct->flags & CT_NAT) || ct->nat_port != port)
+		return 0;
+	lb_count(ct, seen, dir);
+	return 1;
+}
+
+/* The answer of a backend elsewhere, or of one here whose connection is of the time of another proxy. */
+static __noinline int forward_answer(struct __sk_buff *skb, struct packet *p, const struct nat_entry *e)
+{
+	struct packet seen = *p;
 
 	seen.src = e->front_addr;
 	seen.sport = e->front_port;
 	seen.dst = e->client;
 	seen.dport = e->client_port;
-	ct = ct_find(&seen, &key, &dir);
-	if (ct) {
-		if (!(ct->flags & CT_NAT) || ct->nat_port != p->dport)
-			return to_stack(skb); /* the client's connection has another port by now */
-		lb_count(ct, &seen, dir);
-	}
+	if (!forward_account(&seen, p->dport))
+		return to_stack(skb);
+	frag_resolve(p);
 	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
 }
 
@@ -134,6 +149,13 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 
 	if (p->flags & PACKET_LATER && !frag_ports(p))
 		return to_stack(skb);
+	if (p->flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF && ipcache_owner(&p->dst) & REMOTE_HOST) {
+		rc = dsr_receive(skb, p);
+		if (rc < 0)
+			return drop(skb, -rc);
+		if (rc)
+			return finish(skb, REASON_TO_BACKEND, TC_ACT_UNSPEC);
+	}
 	e = nat_reverse(p);
 	if (e && e->front_port)
 		return forward_answer(skb, p, e);

@@ -44,12 +44,18 @@ static __always_inline void lb_join(__u32 backend)
 	__sync_fetch_and_add(&l->connections, 1);
 }
 
+/* The backend's end of a connection that it answers directly is not seen here. */
+static __always_inline bool lb_ended(__u32 flags)
+{
+	return flags & CT_DSR ? flags & (CT_FIN_LO | CT_FIN_HI | CT_RST) : ct_closed(flags);
+}
+
 /* Counts a packet of the client's entry; who closes the connection takes it off its backend. */
 static __noinline __u32 lb_count(struct ct_entry *ct, const struct packet *p, __u32 dir)
 {
-	__u32 news = ct_update(ct, p, dir);
+	__u32 was = ct->flags, news = ct_update(ct, p, dir);
 
-	if (news & CT_ENDED)
+	if (was & CT_DSR ? !lb_ended(was) && lb_ended(ct->flags) : news & CT_ENDED)
 		lb_leave(ct->backend);
 	return news;
 }
@@ -66,7 +72,7 @@ static __noinline struct ct_entry *lb_enter(const struct ct_key *k, __u32 dir, c
 	old = ct->backend;
 	if (!__sync_bool_compare_and_swap(&ct->backend, old, c->backend))
 		return ct;
-	if (ct->flags & CT_SERVICE && !ct_closed(ct->flags))
+	if (ct->flags & CT_SERVICE && !lb_ended(ct->flags))
 		lb_leave(old);
 	ct_restart(ct, dir);
 	ct->backend = c->backend;
@@ -96,13 +102,15 @@ static __always_inline int lb_known(const struct packet *p, struct ct_entry *ct,
 	__u32 id = ct->backend;
 	struct backend *b;
 
-	if (begins && (ct_closed(ct->flags) || ct_idle(ct) > ct_idle_limit(ct->flags, p->proto)))
+	if (begins && (lb_ended(ct->flags) || ct_idle(ct) > ct_idle_limit(ct->flags, p->proto)))
 		return LB_NO_SERVICE;
 	b = bpf_map_lookup_elem(&strait_backend, &id);
 	if (!b || b->generation != ct->backend_gen)
 		return p->proto == IPPROTO_TCP && !begins ? REASON_BACKEND_GONE : LB_NO_SERVICE;
 	if (p->proto == IPPROTO_UDP && b->flags & BACKEND_LEAVING)
 		return LB_NO_SERVICE;
+	if (!begins && (ct->flags & (CT_DSR | CT_REPLIED)) == CT_DSR) /* only who has been answered goes on */
+		__sync_fetch_and_or((__u32 *)&ct->flags, CT_REPLIED);
 	way->client = ct;
 	way->choice.to.addr = b->addr;
 	way->choice.to.port = b->port;
@@ -132,6 +140,19 @@ static __noinline int lb_established(const struct packet *p, struct lb_way *way)
 	return LB_NO_SERVICE;
 }
 
+/* Whether a client is outside: of the cluster, or of this node, where the node's own backends are what it has asked for. */
+static __always_inline bool lb_outer(const struct service *svc, const struct addr *client)
+{
+	__u32 owner;
+
+	if (endpoint_lookup(client))
+		return false;
+	owner = ipcache_owner(client);
+	if (svc->flags & SERVICE_OUTER_LOCAL)
+		return !(owner & REMOTE_HOST);
+	return !(owner & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD));
+}
+
 /* Chooses a backend for a connection that has none. As lb_connection. */
 static __noinline int lb_begin(const struct packet *p, struct lb_way *way)
 {
@@ -142,7 +163,7 @@ static __noinline int lb_begin(const struct packet *p, struct lb_way *way)
 
 	if (!svc)
 		return LB_NO_SERVICE;
-	client.outer = !(ipcache_owner(&p->src) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD));
+	client.outer = lb_outer(svc, &p->src);
 	why = lb_refusal(svc, &client);
 	if (why)
 		return why;

@@ -220,34 +220,32 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 }
 
 /* The node's address and port for a client's packet p to a backend elsewhere: seen is what the backend is to see but for its source,
- * node this node's address for a new connection, ct the client's entry. 0, or why it cannot go. */
-__noinline int nat_service(struct __sk_buff *skb, const struct packet *p, struct packet *seen, const struct addr *node,
+ * to->addr this node's address for a new connection, ct the client's entry. 0, or why it cannot go. */
+__noinline int nat_service(struct __sk_buff *skb, const struct packet *p, struct packet *seen, struct rewrite *to,
 			   struct ct_entry *ct)
 {
 	struct sockaddr_key front = {};
-	struct rewrite to = {};
+	bool known;
 
-	if (!p || !seen || !node || !ct)
+	if (!p || !seen || !to || !ct)
 		return REASON_REWRITE;
 	front.addr = p->dst;
 	front.port = p->dport;
-	if (ct->flags & CT_NAT) {
-		to.addr = ct->nat_addr;
-		to.port = ct->nat_port;
-		if (!nat_claim(skb, seen, &to, &front, true))
-			goto found;
-	} else {
-		to.addr = *node;
+	known = ct->flags & CT_NAT;
+	if (known) {
+		to->addr = ct->nat_addr;
+		to->port = ct->nat_port;
 	}
-	if (addr_is_zero(&to.addr))
+	if (addr_is_zero(&to->addr))
 		return REASON_NO_MASQUERADE_ADDRESS;
-	if (nat_allocate(skb, seen, &to, &front))
-		return REASON_NO_SERVICE_PORT;
-	ct->nat_addr = to.addr;
-	ct->nat_port = to.port;
-	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
-found:
-	seen->src = to.addr;
-	seen->sport = to.port;
+	if (!known || nat_claim(skb, seen, to, &front, true)) {
+		if (nat_allocate(skb, seen, to, &front))
+			return REASON_NO_SERVICE_PORT;
+		ct->nat_addr = to->addr;
+		ct->nat_port = to->port;
+		__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+	}
+	seen->src = to->addr;
+	seen->sport = to->port;
 	return 0;
 }

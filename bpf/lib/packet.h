@@ -27,7 +27,10 @@ enum packet_flags {
 	PACKET_ERROR = 1 << 3, /* ICMP error: speaks about an inner packet */
 	PACKET_ECHO_REPLY = 1 << 4,
 	PACKET_NDP = 1 << 5,
-	PACKET_DF = 1 << 6, /* may not be fragmented on the way */
+	PACKET_DF = 1 << 6,	/* may not be fragmented on the way */
+	PACKET_OPTIONS = 1 << 7, /* IPv4 options or an IPv6 destination options header */
+	PACKET_HOPOPTS = 1 << 8,
+	PACKET_DSR = 1 << 9, /* of a packet to be: it carries its frontend */
 };
 
 struct packet {
@@ -110,6 +113,8 @@ static __always_inline bool packet_l3_v4(struct __sk_buff *skb, __u32 off, struc
 		p->flags |= PACKET_FRAGMENT;
 	if (frag & IP_OFFSET)
 		p->flags |= PACKET_LATER;
+	if (ihl > sizeof(*ip))
+		p->flags |= PACKET_OPTIONS;
 	p->l4_off = off + ihl;
 	p->end = off + len;
 	return len >= ihl || (!len && skb->gso_size); /* BIG TCP: the length does not fit its field */
@@ -134,6 +139,10 @@ __noinline int packet_v6_extensions(struct __sk_buff *skb, struct packet *p)
 		len = (h[1] + 1) * 8;
 		if (p->proto == IPPROTO_AH)
 			len = (h[1] + 2) * 4;
+		if (p->proto == IPPROTO_DSTOPTS)
+			p->flags |= PACKET_OPTIONS;
+		if (p->proto == IPPROTO_HOPOPTS)
+			p->flags |= PACKET_HOPOPTS;
 		if (p->proto == IPPROTO_FRAGMENT) {
 			len = 8;
 			__builtin_memcpy(&p->frag_id, h + 4, 4);

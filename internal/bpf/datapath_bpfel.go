@@ -249,6 +249,7 @@ const (
 	DatapathReasonREASON_NO_SERVICE_PORT       DatapathReason = 52
 	DatapathReasonREASON_BACKEND_GONE          DatapathReason = 53
 	DatapathReasonREASON_SCTP_PORT             DatapathReason = 54
+	DatapathReasonREASON_DSR_OPTION            DatapathReason = 55
 	DatapathReasonREASON_MAX                   DatapathReason = 256
 )
 

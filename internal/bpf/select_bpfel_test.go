@@ -224,6 +224,7 @@ const (
 	SelectReasonREASON_NO_SERVICE_PORT       SelectReason = 52
 	SelectReasonREASON_BACKEND_GONE          SelectReason = 53
 	SelectReasonREASON_SCTP_PORT             SelectReason = 54
+	SelectReasonREASON_DSR_OPTION            SelectReason = 55
 	SelectReasonREASON_MAX                   SelectReason = 256
 )
 

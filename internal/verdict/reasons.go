@@ -40,6 +40,7 @@ const (
 	NoServicePort       Reason = 52 // no free port to reach the service's backend with
 	BackendGone         Reason = 53 // the connection's backend is gone
 	SctpPort            Reason = 54 // SCTP to a service whose target port differs
+	DsrOption           Reason = 55 // option of direct server return by somebody who may not use it
 )
 
 func reasons() []row {
@@ -81,5 +82,6 @@ func reasons() []row {
 		{NoServicePort, "no-service-port", "no free port to reach the service's backend with"},
 		{BackendGone, "backend-gone", "the connection's backend is gone"},
 		{SctpPort, "sctp-port", "SCTP to a service whose target port differs"},
+		{DsrOption, "dsr-option", "option of direct server return by somebody who may not use it"},
 	}
 }
