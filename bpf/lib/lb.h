@@ -25,7 +25,8 @@ static __noinline struct service *lb_wildcard(const struct sockaddr_key *front, 
 	svc = bpf_map_lookup_elem(&strait_service, &any);
 	if (!svc || here)
 		return svc;
-	if (svc->flags & SERVICE_NODE_PORT)
+	/* Another node's own backends are that node's to choose. */
+	if (svc->flags & SERVICE_NODE_PORT && !(svc->flags & SERVICE_OUTER_LOCAL))
 		at |= REMOTE_NODE;
 	owner = ipcache_flags(&front->addr);
 	return owner & at ? svc : NULL;
@@ -64,7 +65,8 @@ static __always_inline __u32 lb_hash(const struct addr *a)
 }
 
 /* By the service's algorithm. What finds nothing where it looks first, takes a slot by chance. */
-static __noinline int lb_pick(struct service *svc, const struct addr *front, const struct lb_client *client, struct lb_choice *choice)
+static __noinline int lb_pick(struct service *svc, const struct addr *front, const struct lb_client *client,
+			      struct lb_choice *choice)
 {
 	__u32 set = client->outer ? svc->outer_set : svc->set;
 	__u32 count = client->outer ? svc->outer_count : svc->count;
