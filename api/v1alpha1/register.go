@@ -10,7 +10,9 @@ import (
 const Group = "strait.dev"
 
 // GroupVersion returns the group and version of the kinds in this package.
-func GroupVersion() schema.GroupVersion { return schema.GroupVersion{Group: Group, Version: "v1alpha1"} }
+func GroupVersion() schema.GroupVersion {
+	return schema.GroupVersion{Group: Group, Version: "v1alpha1"}
+}
 
 // AddToScheme makes a scheme know the kinds of this package.
 func AddToScheme(scheme *runtime.Scheme) error {

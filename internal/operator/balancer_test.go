@@ -457,5 +457,5 @@ func TestManyServices(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 	}
 	t.Logf("%d services had addresses after %s", services, time.Since(began).Round(100*time.Millisecond))
-	r.eventually("counts", func() bool { return r.pool("a").Status.IPv4.Allocated == services })
+	r.eventually("counts", func() bool { return r.pool("a").Status.IPv4.Allocated == int64(services) })
 }

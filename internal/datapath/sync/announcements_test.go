@@ -53,7 +53,9 @@ func (h *herald) hear() []string {
 func announcements(t *testing.T, m *maps.Maps) []string {
 	t.Helper()
 	var out []string
-	if err := m.EachAnnouncement(func(a maps.Announcement) { out = append(out, fmt.Sprintf("%s on %d with %x", a.Address, a.Index, a.MAC[5])) }); err != nil {
+	if err := m.EachAnnouncement(func(a maps.Announcement) {
+		out = append(out, fmt.Sprintf("%s on %d with %x", a.Address, a.Index, a.MAC[5]))
+	}); err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(out)
