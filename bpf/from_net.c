@@ -58,5 +58,5 @@ int strait_from_net(struct __sk_buff *skb)
 	ep = endpoint_lookup(&p.dst);
 	if (ep)
 		return from_net_pod(skb, &p, ep);
-	return p.flags & PACKET_ERROR ? world_error(skb, &p) : forward_node(skb, &p);
+	return p.flags & PACKET_ERROR ? forward_error(skb, &p) : forward_node(skb, &p);
 }

@@ -80,6 +80,14 @@ static __always_inline int from_pod_remote(struct __sk_buff *skb, const struct p
 	return deliver_neighbour(skb, p, &remote->node, remote->ifindex, REASON_TO_NEIGHBOUR);
 }
 
+/* An error about a packet from outside to a masqueraded pod. */
+static __always_inline int from_pod_complaint(struct __sk_buff *skb, struct packet *p)
+{
+	int why = error_masquerade(skb, p);
+
+	return why ? drop(skb, why) : forward(skb, p, p, 0, REASON_TO_WORLD_MASQUERADED);
+}
+
 /* To what is no pod of this node: a pod elsewhere, a service, a node, or the outside. */
 static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p)
 {
@@ -96,7 +104,11 @@ static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p
 		return from_pod_host(skb, p);
 	if (remote && flags & (REMOTE_POD | REMOTE_NODE))
 		return from_pod_remote(skb, p, remote);
-	return p->ttl <= 1 ? to_stack(skb) : world_leave(skb, p, flags);
+	if (p->ttl <= 1)
+		return to_stack(skb);
+	if (p->flags & PACKET_ERROR && cfg_network != NETWORK_FLAT)
+		return from_pod_complaint(skb, p);
+	return world_leave(skb, p, flags);
 }
 
 static __always_inline int from_pod_local(struct __sk_buff *skb, const struct packet *p, const struct endpoint *to)
@@ -112,10 +124,19 @@ static __always_inline int from_pod_local(struct __sk_buff *skb, const struct pa
 	return deliver_pod(skb, p, to, REASON_TO_LOCAL_POD);
 }
 
+/* An error about a packet of a connection to a service, translated by now. About those of a masqueraded one nobody outside is told. */
+static __noinline int from_pod_error(struct __sk_buff *skb, struct packet *p, enum reason why)
+{
+	__u32 owner = ipcache_owner(&p->dst);
+
+	if (why == REASON_TO_BACKEND && !(owner & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD)))
+		return drop(skb, REASON_UNRELATED_ICMP);
+	return forward(skb, p, p, why == REASON_TO_BACKEND ? REMOTE_POD | REMOTE_NODE : REMOTE_POD, why);
+}
+
 SEC("tcx/ingress")
 int strait_from_pod(struct __sk_buff *skb)
 {
-	struct sockaddr_key front;
 	struct packet p = {};
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
@@ -130,9 +151,12 @@ int strait_from_pod(struct __sk_buff *skb)
 	ep = endpoint_lookup(&p.src);
 	if (!ep || ep->ifindex != skb->ifindex)
 		return drop(skb, REASON_SPOOFED_SOURCE);
-	if (p.flags & PACKET_ERROR && !error_from_receiver(skb, &p))
-		return drop(skb, REASON_UNRELATED_ICMP);
-	if (p.flags & PACKET_OPTIONS && dsr_read(skb, &p, &front))
+	if (p.flags & PACKET_ERROR) {
+		rc = error_from_receiver(skb, &p);
+		if (rc)
+			return rc < 0 ? drop(skb, REASON_UNRELATED_ICMP) : from_pod_error(skb, &p, rc);
+	}
+	if (p.flags & PACKET_OPTIONS && dsr_carries(skb, &p))
 		return drop(skb, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);

@@ -16,20 +16,21 @@ static __noinline enum reason from_vx_sender(struct __sk_buff *skb, const struct
 	return node && node->node_id == owner->node_id ? 0 : REASON_TUNNEL_SPOOFED;
 }
 
+/* The sender is a node of the cluster. */
+static __noinline int from_vx_node(struct __sk_buff *skb)
+{
+	struct addr sender;
+
+	return encap_sender(skb, &sender) && ipcache_owner(&sender) & REMOTE_NODE;
+}
+
 /* A packet for which this node answers in place of the sender, which is some node of the cluster: the source is a client outside. As
  * dsr_receive. */
 static __noinline int from_vx_dsr(struct __sk_buff *skb, struct packet *p)
 {
-	struct sockaddr_key front;
-	struct remote *node;
-	struct addr sender;
-
-	if (!dsr_read(skb, p, &front))
+	if (!dsr_carries(skb, p))
 		return 0;
-	if (!encap_sender(skb, &sender))
-		return -REASON_TUNNEL_KEY;
-	node = ipcache_find(&sender);
-	if (!node || !(node->flags & REMOTE_NODE))
+	if (!from_vx_node(skb))
 		return -REASON_TUNNEL_SPOOFED;
 	return dsr_receive(skb, p);
 }
@@ -42,8 +43,11 @@ static __always_inline enum reason from_vx_track(struct __sk_buff *skb, struct p
 	enum reason why;
 	__u32 dir;
 
-	if (p->flags & PACKET_ERROR)
-		return error_to_sender(skb, p) ? from_vx_sender(skb, p) : REASON_UNRELATED_ICMP;
+	if (p->flags & PACKET_ERROR) {
+		if (error_about_answer(skb, p) ? !from_vx_node(skb) : from_vx_sender(skb, p))
+			return REASON_TUNNEL_SPOOFED;
+		return error_to_sender(skb, p) ? 0 : REASON_UNRELATED_ICMP;
+	}
 	ct = ct_find(p, &key, &dir);
 	if (!ct) {
 		why = from_vx_sender(skb, p);
@@ -66,7 +70,9 @@ static __always_inline int from_vx_stack(struct __sk_buff *skb, struct packet *p
 	why = from_vx_sender(skb, p);
 	if (why)
 		return drop(skb, why);
-	return to->flags & REMOTE_HOST && !(p->flags & PACKET_ERROR) ? forward_node(skb, p) : to_stack(skb);
+	if (!(to->flags & REMOTE_HOST))
+		return to_stack(skb);
+	return p->flags & PACKET_ERROR ? forward_error(skb, p) : forward_node(skb, p);
 }
 
 SEC("tcx/ingress")
@@ -116,7 +122,7 @@ int strait_to_vx(struct __sk_buff *skb)
 	remote = ipcache_lookup(&p.dst);
 	if (!remote || !(remote->flags & REMOTE_TUNNEL))
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
-	if (front_own(skb, &p) < 0)
+	if ((p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p)) < 0)
 		return drop(skb, REASON_REWRITE);
 	why = encap_set(skb, remote);
 	if (why)

@@ -21,6 +21,8 @@ int strait_to_pod(struct __sk_buff *skb)
 	/* The stack forwards as well: from devices that no program of ours guards. */
 	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p.src)))
 		return drop(skb, REASON_ISOLATED);
+	if (p.flags & PACKET_ERROR && !error_to_sender(skb, &p))
+		return drop(skb, REASON_UNRELATED_ICMP);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	if (!ct_track(&p, &turned))

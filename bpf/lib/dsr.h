@@ -137,6 +137,13 @@ static __noinline int dsr_read(struct __sk_buff *skb, const struct packet *p, st
 	return o4->type == DSR_TYPE4 && o4->len == sizeof(*o4);
 }
 
+static __noinline int dsr_carries(struct __sk_buff *skb, const struct packet *p)
+{
+	struct sockaddr_key front;
+
+	return dsr_read(skb, p, &front);
+}
+
 /* Takes the option out again. */
 static __noinline int dsr_strip(struct __sk_buff *skb, struct packet *p)
 {

@@ -173,3 +173,13 @@ static __always_inline int forward_node(struct __sk_buff *skb, struct packet *p)
 
 	return rc == LB_TOO_BIG ? reject_size(skb, p) : rc;
 }
+
+/* An ICMP error to an address of the node, or to that of a service. */
+static __always_inline int forward_error(struct __sk_buff *skb, struct packet *p)
+{
+	int why = error_to_node(skb, p);
+
+	if (why < 0)
+		return drop(skb, -why);
+	return why ? forward(skb, p, p, REMOTE_POD, why) : to_stack(skb);
+}

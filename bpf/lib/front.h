@@ -104,7 +104,7 @@ static __noinline int front_own(struct __sk_buff *skb, struct packet *p)
 	struct ct_key key;
 	__u32 dir;
 
-	if (p->flags & (PACKET_ERROR | PACKET_NDP) || (p->flags & PACKET_LATER && !frag_ports(p)))
+	if (p->flags & PACKET_NDP || (p->flags & PACKET_LATER && !frag_ports(p)))
 		return 0;
 	ct = ct_find(p, &key, &dir);
 	if (!ct || !ct_turned(ct, dir))

@@ -104,21 +104,30 @@ __noinline int rewrite_like(struct __sk_buff *skb, const struct packet *p, const
 	return 0;
 }
 
-/* Changes 2, 4 or 16 bytes inside an ICMP message and corrects its checksum. */
-static __always_inline int rewrite_inside(struct __sk_buff *skb, const struct packet *p, __u32 off, const void *old,
-					  const void *new, __u32 len)
+/* Changes up to 16 bytes, an even number, inside an ICMP message and corrects its checksum. */
+static __noinline int rewrite_inside(struct __sk_buff *skb, const struct packet *p, __u32 off, const void *new, __u32 len)
 {
 	__be32 a[4] = {}, b[4] = {};
 
-	__builtin_memcpy(a, old, len);
-	__builtin_memcpy(b, new, len);
+	if (len == 2) {
+		if (bpf_skb_load_bytes(skb, off, a, 2))
+			return -1;
+		__builtin_memcpy(b, new, 2);
+	} else if (len == 4) {
+		if (bpf_skb_load_bytes(skb, off, a, 4))
+			return -1;
+		__builtin_memcpy(b, new, 4);
+	} else {
+		if (bpf_skb_load_bytes(skb, off, a, 16))
+			return -1;
+		__builtin_memcpy(b, new, 16);
+	}
 	return bpf_l4_csum_replace(skb, p->l4_off + 2, 0, bpf_csum_diff(a, 16, b, 16, 0), 0) ||
-	       bpf_skb_store_bytes(skb, off, new, len, 0);
+	       bpf_skb_store_bytes(skb, off, b, len == 2 ? 2 : len == 4 ? 4 : 16, 0);
 }
 
 /* A checksum inside an ICMP message: corrected by diff. Missing (cut off) or absent (UDP 0) is all right. */
-static __always_inline int rewrite_inside_sum(struct __sk_buff *skb, const struct packet *p, __u32 off, __u32 diff,
-					      bool zero_is_none)
+static __noinline int rewrite_inside_sum(struct __sk_buff *skb, const struct packet *p, __u32 off, __u32 diff, bool zero_is_none)
 {
 	__u16 old, new;
 	__u32 sum;
@@ -131,18 +140,16 @@ static __always_inline int rewrite_inside_sum(struct __sk_buff *skb, const struc
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
 	new = ~sum;
-	return rewrite_inside(skb, p, off, &old, &new, 2);
+	return rewrite_inside(skb, p, off, &new, 2);
 }
 
 /* Replaces the given end of the packet an ICMP error speaks about. */
 __noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, const struct packet *in, const struct rewrite *to)
 {
-	__be32 ports_old[1], ports_new[1];
-	__s64 addr_diff, diff;
+	const struct addr *old;
+	__u32 l3, addr_diff, diff;
 	__be16 old_port;
-	struct addr old;
 	int sum, port;
-	__u32 l3;
 	bool src;
 
 	if (!p || !in || !to)
@@ -151,25 +158,24 @@ __noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, cons
 	if (l3 > L4_OFF_MAX || in->l4_off > L4_OFF_MAX)
 		return -1;
 	src = to->end == REWRITE_SRC;
-	old = src ? in->src : in->dst;
+	old = src ? &in->src : &in->dst;
 	old_port = src ? in->sport : in->dport;
 	sum = rewrite_sum_off(in->proto);
 	port = rewrite_port_off(in->proto, to->end);
-	addr_diff = bpf_csum_diff(old.w, 16, (__be32 *)to->addr.w, 16, 0);
+	addr_diff = bpf_csum_diff((__be32 *)old->w, 16, (__be32 *)to->addr.w, 16, 0);
 	diff = in->proto == IPPROTO_ICMP ? 0 : addr_diff;
 	if (in->flags & PACKET_V6) {
-		if (rewrite_inside(skb, p, l3 + (src ? 8 : 24), old.w, to->addr.w, 16))
+		if (rewrite_inside(skb, p, l3 + (src ? 8 : 24), to->addr.w, 16))
 			return -1;
-	} else if (rewrite_inside(skb, p, l3 + (src ? 12 : 16), &old.w[3], &to->addr.w[3], 4) ||
+	} else if (rewrite_inside(skb, p, l3 + (src ? 12 : 16), &to->addr.w[3], 4) ||
 		   rewrite_inside_sum(skb, p, l3 + 10, addr_diff, false)) {
 		return -1;
 	}
 	if (port < 0 || sum < 0)
 		return 0;
-	ports_old[0] = old_port;
-	ports_new[0] = to->port;
-	diff = bpf_csum_diff(ports_old, 4, ports_new, 4, diff);
+	/* One's complement: the difference of two 16-bit words of the same place. */
+	diff = (diff & 0xffff) + (diff >> 16) + (__u16)~old_port + to->port;
 	if (rewrite_inside_sum(skb, p, in->l4_off + sum, diff, in->proto == IPPROTO_UDP))
 		return -1;
-	return rewrite_inside(skb, p, in->l4_off + port, &old_port, &to->port, 2) ? -1 : 0;
+	return rewrite_inside(skb, p, in->l4_off + port, &to->port, 2) ? -1 : 0;
 }

@@ -13,8 +13,6 @@ static __always_inline int world_masquerade(struct __sk_buff *skb, const struct 
 
 	if (addr_is_zero(&to.addr))
 		return REASON_NO_MASQUERADE_ADDRESS;
-	if (p->flags & PACKET_ERROR)
-		return error_masquerade(skb, p);
 	why = nat_connection(skb, p, &to);
 	if (why)
 		return why;
@@ -108,19 +106,4 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 	if (rewrite_like(skb, p, &seen))
 		return drop(skb, REASON_REWRITE);
 	return deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
-}
-
-/* An ICMP error to an address of the node: about a masqueraded packet, or the node's own. */
-static __noinline int world_error(struct __sk_buff *skb, const struct packet *p)
-{
-	struct addr pod = {};
-	struct endpoint *ep;
-	int why = error_unmasquerade(skb, p, &pod);
-
-	if (why < 0)
-		return to_stack(skb);
-	if (why)
-		return drop(skb, why);
-	ep = endpoint_lookup(&pod);
-	return ep ? deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD) : drop(skb, REASON_NO_ENDPOINT);
 }

@@ -143,7 +143,7 @@ func TestDSRReceive(t *testing.T) {
 				r.do(step{what: "no such service", prog: r.objs.StraitFromNet, in: withFrontend(t, r.fromNet(ask.to(pod)), frontend), act: actShot, reason: verdict.DsrOption})
 				mine := skb{proto: proto, tcp: "S"}.from(at(f.podA, 4000)).to(at(f.podB, 80))
 				r.do(step{what: "from a pod", prog: r.objs.StraitFromPod, in: withFrontend(t, mine.bytes(t), frontend), act: actShot, reason: verdict.DsrOption},
-					step{what: "without metadata", prog: r.objs.StraitFromVx, in: withFrontend(t, ask.to(pod).bytes(t), frontend), act: actShot, reason: verdict.TunnelKey})
+					step{what: "without metadata", prog: r.objs.StraitFromVx, in: withFrontend(t, ask.to(pod).bytes(t), frontend), act: actShot, reason: verdict.TunnelSpoofed})
 			})
 		}
 		r.each(f.name+" fragments", func(r *rig) {
