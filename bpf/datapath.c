@@ -31,6 +31,7 @@
 #include "lib/lb.h"
 #include "lib/lb_packet.h"
 #include "lib/front.h"
+#include "lib/stack.h"
 #include "lib/world.h"
 #include "lib/reject.h"
 #include "lib/dsr.h"

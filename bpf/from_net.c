@@ -40,6 +40,8 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 		if (rc)
 			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 	}
+	if (STACK_SHARES && stack_holds(p))
+		return to_stack(skb);
 	why = from_net_track(skb, p);
 	if (why)
 		return drop(skb, why);

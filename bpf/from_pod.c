@@ -20,9 +20,14 @@ static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, 
 	seen.dport = way->choice.to.port;
 	if (addr_equal(&seen.dst, &p->src)) /* hairpin: a pod takes an answer from its own address for its own packet */
 		addr_gateway(&seen.src, p->flags & PACKET_V6);
-	why = front_track(&seen, &p->dst, p->dport);
-	if (why)
-		return drop(skb, why);
+	if (cfg_imported && way->client->flags & CT_NAT) { /* another proxy has begun it under the node's address */
+		seen.src = way->client->nat_addr;
+		seen.sport = way->client->nat_port;
+	} else {
+		why = front_track(&seen, &p->dst, p->dport);
+		if (why)
+			return drop(skb, why);
+	}
 	if (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
 		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
 	if (p->ttl <= 1)
@@ -160,6 +165,8 @@ int strait_from_pod(struct __sk_buff *skb)
 		return drop(skb, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	if (STACK_SHARES && (stack_holds(&p) || stack_serves(&p)))
+		return to_stack(skb);
 	ep = endpoint_lookup(&p.dst);
 	rc = ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
 	return rc == LB_TOO_BIG ? reject_size(skb, &p) : rc;

@@ -99,6 +99,8 @@ int strait_from_vx(struct __sk_buff *skb)
 		if (rc)
 			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
 	}
+	if (STACK_SHARES && stack_holds(&p))
+		return to_stack(skb);
 	why = from_vx_track(skb, &p);
 	if (why)
 		return drop(skb, why);
@@ -124,6 +126,7 @@ int strait_to_vx(struct __sk_buff *skb)
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
 	if ((p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p)) < 0)
 		return drop(skb, REASON_REWRITE);
+	stack_sends(&p);
 	why = encap_set(skb, remote);
 	if (why)
 		return drop(skb, why);

@@ -13,6 +13,7 @@ int strait_to_net(struct __sk_buff *skb)
 	}
 	if (packet_parse(skb, &p))
 		return TC_ACT_UNSPEC;
+	stack_sends(&p);
 	rc = p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p);
 	if (rc < 0)
 		return drop(skb, REASON_REWRITE);

@@ -25,6 +25,8 @@ int strait_to_pod(struct __sk_buff *skb)
 		return drop(skb, REASON_UNRELATED_ICMP);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	if (cfg_services != SERVICE_MODE_ON)
+		stack_forwards(&p);
 	if (!ct_track(&p, &turned))
 		return drop(skb, REASON_CT_INSERT);
 	if (turned) {

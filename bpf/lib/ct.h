@@ -185,7 +185,7 @@ static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, _
 /* Whether a packet of the end that did not begin is not to go as it is. */
 static __always_inline bool ct_turned(const struct ct_entry *ct, __u32 dir)
 {
-	return ct->flags & (CT_FRONT | CT_STACK) && dir != !!(ct->flags & CT_HI_BEGAN);
+	return (ct->flags & (CT_FRONT | CT_STACK)) == CT_FRONT && dir != !!(ct->flags & CT_HI_BEGAN);
 }
 
 /* Finds or begins the connection and counts the packet. *turned becomes its entry if that says that the packet is not to go as it is.

@@ -110,7 +110,7 @@ static __always_inline int forward_service(struct __sk_buff *skb, struct packet 
 	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);
 }
 
-/* Counts an answer on its client's entry, which may be lost. 0: the client's connection has another port by now. */
+/* Counts an answer on its client's entry, which may be lost. 0: the stack has the connection, or it has another port by now. */
 static __noinline int forward_account(const struct packet *seen, __be16 port)
 {
 	struct ct_key key;
@@ -119,7 +119,7 @@ static __noinline int forward_account(const struct packet *seen, __be16 port)
 
 	if (!ct)
 		return 1;
-	if (!(ct->flags & CT_NAT) || ct->nat_port != port)
+	if (ct->flags & CT_STACK || !(ct->flags & CT_NAT) || ct->nat_port != port)
 		return 0;
 	lb_count(ct, seen, dir);
 	return 1;
@@ -161,7 +161,7 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 		return forward_answer(skb, p, e);
 	if (e)
 		return world_return(skb, p, e);
-	if (cfg_services == SERVICE_MODE_OFF)
+	if (cfg_services == SERVICE_MODE_OFF || (STACK_SHARES && stack_holds(p)))
 		return to_stack(skb);
 	rc = forward_service(skb, p);
 	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;
