@@ -81,7 +81,15 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 	if err != nil {
 		return nil, err
 	}
-	if len(changed) > 0 {
+	portLo, portHi, err := cfg.NodePortRange()
+	if err != nil {
+		return nil, err
+	}
+	reserved, err := netdev.ReservePorts(portLo, portHi)
+	if err != nil {
+		return nil, err
+	}
+	if changed = append(changed, reserved...); len(changed) > 0 {
 		log.Info("sysctls set", "changed", changed)
 	}
 	spec, err := maps.Spec(cfg.Maps)
@@ -146,7 +154,7 @@ func (n *node) load(podMTU int) error {
 	}
 	programs, err := n.newPrograms(load.Config{
 		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
-		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported,
+		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported || n.decided.Mode == config.ServicesOn,
 		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
 		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff,
 	})

@@ -50,8 +50,8 @@ func traces(found []kubeproxy.Trace) []localapi.ProxyTrace {
 
 // takeOver makes this node serve Services in place of kube-proxy, which must have been stopped. It may be repeated.
 //
-// Connections are imported twice: before the switch, so that the programs know them with the first packet they see, and after it, for
-// what has begun meanwhile. Until the second time the stack goes on with what it translates.
+// Connections are imported twice: before the switch, so that the programs know from the first packet they see that it is the stack's, and
+// after it, with what has begun meanwhile. The second time makes them the programs', each of them at once.
 func (a *agent) takeOver(ctx context.Context) (localapi.Takeover, error) {
 	a.switching.Lock()
 	defer a.switching.Unlock()
@@ -69,25 +69,10 @@ func (a *agent) takeOver(ctx context.Context) (localapi.Takeover, error) {
 	if err != nil {
 		return localapi.Takeover{}, err
 	}
-	if err := a.importConnections(true); err != nil {
-		return localapi.Takeover{}, err
-	}
-	if err := a.serve(config.ServicesOn); err != nil {
-		return localapi.Takeover{}, err
-	}
-	plan, flows, err := a.takeoverPlan()
-	if err == nil {
-		err = a.maps.Import(plan.Import, false)
-	}
+	plan, err := a.takeConnections()
 	if err != nil {
 		return localapi.Takeover{}, err
 	}
-	// From here the programs have everything that is theirs; the rest is translated by the stack, if it is held to it.
-	if err := netfilter.Hold(); err != nil {
-		return localapi.Takeover{}, err
-	}
-	failed := kubeproxy.Remove()
-	failed = errors.Join(failed, netfilter.Forget(slices.DeleteFunc(flows, func(f takeover.Flow) bool { return !plan.Imported(f) })))
 	t, err := a.takeoverStatus(ctx)
 	for _, b := range traces(before) {
 		if !slices.ContainsFunc(t.Left, func(l localapi.ProxyTrace) bool { return l.Kind == b.Kind && l.Name == b.Name }) {
@@ -96,15 +81,46 @@ func (a *agent) takeOver(ctx context.Context) (localapi.Takeover, error) {
 	}
 	t.Import, t.Held, t.Lost = len(plan.Import), len(plan.Held), len(plan.Lost)
 	a.log.Info("taken over from kube-proxy", "imported", t.Import, "held", t.Held, "lost", t.Lost, "removed", len(t.Removed), "left", len(t.Left))
-	return t, errors.Join(failed, err)
+	return t, err
 }
 
-func (a *agent) importConnections(stack bool) error {
-	plan, _, err := a.takeoverPlan()
+// takeConnections switches, and removes kube-proxy's rules when nobody needs them any more.
+func (a *agent) takeConnections() (_ takeover.Plan, err error) {
+	strict, err := netfilter.Liberal()
 	if err != nil {
-		return err
+		return takeover.Plan{}, err
 	}
-	return a.maps.Import(plan.Import, stack)
+	defer func() { err = errors.Join(err, strict()) }()
+	plan, _, err := a.takeoverPlan()
+	if err == nil {
+		err = a.maps.Import(plan.Import, true)
+	}
+	if err == nil {
+		err = a.serve(config.ServicesOn)
+	}
+	if err != nil {
+		return plan, err
+	}
+	plan, flows, err := a.takeoverPlan()
+	if err == nil {
+		err = a.maps.Import(plan.Import, false)
+	}
+	// From here the programs have everything that is theirs; the rest is translated by the stack, if it is held to it.
+	if err == nil {
+		err = netfilter.Hold()
+	}
+	if err != nil {
+		return plan, err
+	}
+	view, err := a.takeoverView()
+	if err != nil {
+		return plan, err
+	}
+	return plan, errors.Join(
+		kubeproxy.Remove(),
+		a.maps.LeaveStack(view.Service),
+		netfilter.Forget(slices.DeleteFunc(flows, func(f takeover.Flow) bool { return !plan.Imported(f) })),
+	)
 }
 
 // takeoverPlan judges the connections that the stack translates now.

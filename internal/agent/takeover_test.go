@@ -87,15 +87,18 @@ func newTakeoverRig(t *testing.T, mode string) *takeoverRig {
 	return r
 }
 
-// proxy gives every node the rules.
+// proxy gives every node the rules. The stack forgets connections of UDP soon, that nobody waits for them.
 func (r *takeoverRig) proxy() {
 	for _, n := range r.cluster.Nodes {
 		n.Run("nft", "-f", r.rules)
+		for _, name := range []string{"udp_timeout", "udp_timeout_stream"} {
+			n.Run("sysctl", "-qw", "net.netfilter.nf_conntrack_"+name+"=5")
+		}
 	}
 }
 
 // begin starts every kind of connection.
-func (r *takeoverRig) begin(lasting time.Duration) (all []long) {
+func (r *takeoverRig) begin(lasting time.Duration, networks ...string) (all []long) {
 	node := r.cluster.Nodes[0]
 	start := func(from *testkit.Namespace, network, what string, to netip.Addr, port int) {
 		all = append(all, long{
@@ -106,7 +109,7 @@ func (r *takeoverRig) begin(lasting time.Duration) (all []long) {
 		})
 	}
 	for _, v6 := range families {
-		for _, network := range []string{"tcp", "udp"} {
+		for _, network := range networks {
 			for _, s := range r.services {
 				for _, from := range []*testkit.Namespace{r.client.Namespace, r.near.Namespace, node.Namespace} {
 					start(from, network, s.Name, pick(s.ClusterIPs, v6), servicePort)
@@ -146,7 +149,7 @@ func TestServicesOff(t *testing.T) {
 	for _, mode := range []string{"vxlan", "native"} {
 		t.Run(mode, func(t *testing.T) {
 			r := newTakeoverRig(t, mode)
-			r.end(r.begin(300 * time.Millisecond))
+			r.end(r.begin(300*time.Millisecond, "tcp", "udp"))
 		})
 	}
 }
@@ -157,7 +160,7 @@ func TestTakeover(t *testing.T) {
 	for _, mode := range []string{"vxlan", "native"} {
 		t.Run(mode, func(t *testing.T) {
 			r := newTakeoverRig(t, mode)
-			all := r.begin(9 * time.Second)
+			all := r.begin(9*time.Second, "tcp", "udp")
 			time.Sleep(time.Second)
 			for _, n := range r.cluster.Nodes {
 				if out, err := n.TryCLI("takeover", "kube-proxy", "--dry-run"); err != nil || !strings.Contains(out, "ip kube-proxy") {
@@ -205,7 +208,7 @@ func TestUndoTakeover(t *testing.T) {
 	for _, n := range r.cluster.Nodes {
 		n.CLI("takeover", "kube-proxy", "--yes")
 	}
-	all := r.begin(6 * time.Second)
+	all := r.begin(6*time.Second, "tcp") // datagrams are waited for some minutes
 	time.Sleep(500 * time.Millisecond)
 	if out, err := node.TryCLI("takeover", "undo"); err == nil {
 		t.Errorf("undone without kube-proxy:\n%s", out)
@@ -217,10 +220,10 @@ func TestUndoTakeover(t *testing.T) {
 	if s := r.state(node); s.Mode != "drain" || s.Served == 0 {
 		t.Errorf("while it drains: %+v", s)
 	}
-	after := r.begin(2 * time.Second)
+	after := r.begin(2*time.Second, "tcp", "udp")
 	r.end(after)
 	r.end(all)
-	for deadline := time.Now().Add(100 * time.Second); ; time.Sleep(500 * time.Millisecond) {
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(500 * time.Millisecond) {
 		s := r.state(node)
 		if s.Mode == "off" {
 			break

@@ -10,8 +10,8 @@ import (
 	"github.com/strait-net/strait/internal/takeover"
 )
 
-// Import enters connections that another proxy has made, so that the programs go on with them. While stack is set, what the node's stack
-// translates stays with it: for as long as the programs do not serve. It can be repeated; the first error ends it.
+// Import enters connections that another proxy has made, so that the programs go on with them; with stack, only once it is said again
+// without: until then every packet of theirs goes through the node's stack. It can be repeated; the first error ends it.
 func (m *Maps) Import(connections []takeover.Connection, stack bool) error {
 	now, err := clock()
 	if err != nil {
@@ -63,7 +63,7 @@ func (m *Maps) enter(c takeover.Connection, other netip.AddrPort, e entry, now t
 	}
 	flags := e.flags | v.Flags&(bpf.CtReplied|bpf.CtFinLo|bpf.CtFinHi)
 	if stack {
-		flags |= v.Flags & bpf.CtStack
+		flags |= bpf.CtStack
 	}
 	if high {
 		flags |= bpf.CtHiBegan
@@ -93,6 +93,14 @@ func ctKey(from, to netip.AddrPort, protocol uint8) (k bpf.CtKey, high bool) {
 	return bpf.CtKey{
 		Lo: bpf.AddrFrom(from.Addr()), LoPort: bpf.NetPort(from.Port()), Hi: bpf.AddrFrom(to.Addr()), HiPort: bpf.NetPort(to.Port()), Proto: protocol,
 	}, high
+}
+
+// LeaveStack forgets the connections that are marked as the stack's and have an end for which match holds.
+func (m *Maps) LeaveStack(match func(end netip.AddrPort, protocol uint8) bool) error {
+	at := func(a bpf.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(a.Netip(), bpf.NetPort(port)) }
+	return purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, e bpf.CtEntry) bool {
+		return e.Flags&bpf.CtStack != 0 && (match(at(k.Lo, k.LoPort), k.Proto) || match(at(k.Hi, k.HiPort), k.Proto))
+	})
 }
 
 // HasImports reports whether there are ways back at ports outside the range of this node's masquerade: those of imported connections,

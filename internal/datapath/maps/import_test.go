@@ -57,6 +57,19 @@ func TestImportKeepingTheClient(t *testing.T) {
 	if n, err := m.Served(); err != nil || n != 1 {
 		t.Errorf("served %d, %v", n, err)
 	}
+	// Nothing is the stack's any more; if it were, it would be forgotten.
+	front := func(end netip.AddrPort, protocol uint8) bool { return end == c.Front && protocol == 6 }
+	for _, stack := range []bool{false, true} {
+		if err := m.Import([]takeover.Connection{c}, stack); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.LeaveStack(front); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := ctEntry(t, m, "10.244.1.9:4000", "10.96.0.20:80"); ok == stack {
+			t.Errorf("stack %v: entry is there: %v", stack, ok)
+		}
+	}
 	if found, err := m.HasImports(10000, 29999); err != nil || found {
 		t.Errorf("imports %v, %v", found, err)
 	}

@@ -50,6 +50,30 @@ func Hold() error {
 	return nil
 }
 
+// liberal is of the network namespace of whoever opens it.
+const liberal = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
+
+// Liberal makes the kernel translate TCP packets whose predecessors it has not seen, while connections pass from the stack to the programs
+// and one direction may be ahead of the other. It would not, and answer what is left untranslated with a reset. strict ends that.
+func Liberal() (strict func() error, err error) {
+	before, err := os.ReadFile(liberal)
+	if errors.Is(err, os.ErrNotExist) {
+		return func() error { return nil }, nil // no connection tracking, no connections
+	}
+	if err == nil {
+		err = os.WriteFile(liberal, []byte("1"), 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("let connection tracking be liberal: %w", err)
+	}
+	return func() error {
+		if err := os.WriteFile(liberal, before, 0); err != nil {
+			return fmt.Errorf("let connection tracking be as it was: %w", err)
+		}
+		return nil
+	}, nil
+}
+
 // Held reports whether Hold is in force.
 func Held() (bool, error) {
 	c, err := nftables.New()
