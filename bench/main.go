@@ -10,6 +10,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -82,13 +84,18 @@ func parse(args []string) (rig.Config, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.Usage = func() { _, _ = fmt.Fprint(f.Output(), usage); f.PrintDefaults() }
 	all := f.Bool("all", false, "all rows; the default when --rows is not given")
-	rows := f.String("rows", "", "rows of the table of targets, of 1,2,3,6,9")
+	rows := f.String("rows", "", "rows of the table of targets, of "+strings.Join(rig.Known(), ","))
+	levels := f.String("services", "10,1000,10000", "numbers of other services in rows 3, 4, 7 and 8")
 	tests := f.String("tests", "", "tests such as rr/4,crr/6; default: stream, rr, crr, udprr, udppps over IPv4 and the TCP ones over IPv6")
-	quick := f.Bool("quick", false, "about five minutes: few short rounds, wide intervals")
+	quick := f.Bool("quick", false, "few short rounds, wide intervals")
 	f.IntVar(&c.Rounds, "rounds", 15, "interleaved rounds")
 	f.DurationVar(&c.Sample, "sample", 2*time.Second, "length of a sample")
 	f.DurationVar(&c.WarmUp, "warm-up", 100*time.Millisecond, "unmeasured time before each sample")
 	f.IntVar(&c.Calls, "calls", 50, "sequential CNI calls per plugin")
+	systems := f.String("systems", "", "systems in rows 3, 4, 7 and 8, of strait,kp-iptables,kp-nftables (default all)")
+	f.IntVar(&c.Changes, "changes", 120, "changes of endpoints in row 7, per system and number of services")
+	f.DurationVar(&c.ChangeTime, "change-time", 3*time.Minute, "how long these may take; kube-proxy makes one a second at best")
+	f.BoolVar(&c.PortsEverywhere, "ports-everywhere", false, "row 4 at every number of services, not only at the first")
 	f.BoolVar(&c.PeersOnly, "peers-only", false, "leave Strait out")
 	f.StringVar(&c.Out, "out", "", "directory of the results (default bench/results)")
 	f.StringVar(&c.Cache, "cache", "", "directory of built peers (default strait-bench in the user's cache)")
@@ -113,17 +120,23 @@ func parse(args []string) (rig.Config, error) {
 	if *all && *rows != "" {
 		return c, errors.New("--all and --rows exclude each other")
 	}
-	known := "1,2,3,6,9"
+	known := strings.Join(rig.Known(), ",")
 	if *rows == "" {
 		*rows = known
 	}
 	for r := range strings.SplitSeq(*rows, ",") {
-		if len(r) != 1 || !strings.Contains(known, r) {
+		if !slices.Contains(rig.Known(), r) {
 			return c, fmt.Errorf("--rows %s: unknown row %q, known are %s", *rows, r, known)
 		}
 		c.Rows = append(c.Rows, r)
 	}
 	var err error
+	if c.Levels, err = parseLevels(*levels); err != nil {
+		return c, err
+	}
+	if *systems != "" {
+		c.Systems = strings.Split(*systems, ",")
+	}
 	if *tests != "" {
 		if c.Tests, err = parseTests(*tests); err != nil {
 			return c, err
@@ -153,6 +166,22 @@ func shorten(c *rig.Config, given map[string]bool) {
 	if !given["calls"] {
 		c.Calls = 15
 	}
+	if !given["change-time"] {
+		c.ChangeTime = 20 * time.Second
+	}
+	c.Brief = true
+}
+
+func parseLevels(text string) ([]int, error) {
+	var out []int
+	for part := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(part)
+		if err != nil || !slices.Contains(result.Levels(), n) || len(out) > 0 && n <= out[len(out)-1] {
+			return nil, fmt.Errorf("--services %s: %q: want some of %v, rising", text, part, result.Levels())
+		}
+		out = append(out, n)
+	}
+	return out, nil
 }
 
 func parseTests(text string) ([]measure.Test, error) {

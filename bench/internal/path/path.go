@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -35,6 +36,8 @@ type Path struct {
 	Client  End
 	Server  End
 	Address map[int]netip.Addr // by family, 4 and 6
+	Port    int                // see rr.Load
+	Modes   []rr.Mode          // those that work on it; nil: all
 	Witness []Witness
 	Nodes   []*node.Node // whose BPF programs are on the path; empty: none
 }
@@ -219,12 +222,16 @@ func (s *Site) open(p *Path) (*Path, error) {
 // Prove sends a little traffic in each family and checks that the path's witnesses counted it.
 func (s *Site) Prove(p *Path) error {
 	for family, to := range p.Address {
-		for _, mode := range []rr.Mode{rr.RR, rr.CRR, rr.UDPRR} {
+		modes := p.Modes
+		if modes == nil {
+			modes = []rr.Mode{rr.RR, rr.CRR, rr.UDPRR}
+		}
+		for _, mode := range modes {
 			before, err := p.Seen()
 			if err != nil {
 				return err
 			}
-			sample, err := s.Sample(p, rr.Load{Mode: mode, To: to, Warm: time.Millisecond, Length: 50 * time.Millisecond})
+			sample, err := s.Sample(p, rr.Load{Mode: mode, To: to, Port: p.Port, Warm: time.Millisecond, Length: 50 * time.Millisecond})
 			if err != nil {
 				return fmt.Errorf("path %s, IPv%d: %w", p.Name, family, err)
 			}
@@ -242,6 +249,12 @@ func (s *Site) Prove(p *Path) error {
 
 // ErrElsewhere is returned when traffic reached its destination without passing the devices that give the path its name.
 var ErrElsewhere = errors.New("traffic went another way")
+
+// Carries reports whether a kind of conversation is possible on the path.
+func (p *Path) Carries(m rr.Mode, family int) bool {
+	_, ok := p.Address[family]
+	return ok && (p.Modes == nil || slices.Contains(p.Modes, m))
+}
 
 // Sample takes one sample on a path.
 func (s *Site) Sample(p *Path, l rr.Load) (rr.Sample, error) {

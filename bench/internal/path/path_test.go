@@ -60,7 +60,8 @@ func TestPluginConf(t *testing.T) {
 
 func TestServiceObjectsSliceEachFamily(t *testing.T) {
 	backend := map[int]netip.Addr{4: netip.MustParseAddr("10.0.0.1"), 6: netip.MustParseAddr("fd00::1")}
-	objects := serviceObjects("s", map[int]netip.Addr{4: serviceIPv4, 6: serviceIPv6}, 9000, 5, backend)
+	address := map[int]netip.Addr{4: netip.MustParseAddr("10.96.0.100"), 6: netip.MustParseAddr("fd00:96::100")}
+	objects := serviceObjects("s", address, 9000, 5, backend)
 	if len(objects) != 3 {
 		t.Fatalf("%d objects, want a Service and two EndpointSlices", len(objects))
 	}

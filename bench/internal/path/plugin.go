@@ -39,9 +39,11 @@ const (
 )
 
 // PluginConf is the CNI configuration of a reference plugin as clusters use it; subnets are IPv4 and perhaps IPv6.
-func PluginConf(kind string, subnets ...string) string {
+func PluginConf(kind string, subnets ...string) string { return pluginConf(kind, true, subnets) }
+
+func pluginConf(kind string, masquerade bool, subnets []string) string {
 	routes := []string{"0.0.0.0/0", "::/0"}[:len(subnets)]
-	c := object{"type": kind, "ipMasq": true, "mtu": deviceMTU, "ipam": hostLocal(routes, subnets...)}
+	c := object{"type": kind, "ipMasq": masquerade, "mtu": deviceMTU, "ipam": hostLocal(routes, subnets...)}
 	if kind == Bridge {
 		c["bridge"], c["isGateway"], c["hairpinMode"] = "cni0", true, true
 	}

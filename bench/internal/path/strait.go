@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/strait-net/strait/bench/internal/node"
-	"github.com/strait-net/strait/bench/internal/rr"
 )
 
 // The node's own paths of a Strait installation; all lie on mounts that only the node has.
@@ -22,18 +21,12 @@ const (
 	straitBinDir  = "/run/cni/bin"
 )
 
-// Service addresses: the measured service, and the start of those that only fill the tables.
-var (
-	serviceIPv4 = netip.AddrFrom4([4]byte{10, 96, 0, 100})
-	serviceIPv6 = v6(0x96, 0, 0x100)
-)
-
 // StraitOptions describe a Strait cluster.
 type StraitOptions struct {
 	Name     string
 	Mode     string // routingMode
 	Nodes    int
-	Services int // loaded from the static source, the measured one included
+	Services int // loaded from the static source
 }
 
 // Strait is a cluster of real agents with a static source.
@@ -44,7 +37,6 @@ type Strait struct {
 	pids     []int // agents, in their nodes' numbering
 	objects  string
 	confList string
-	Ready    time.Duration // from the start of the agents until all could add pods
 }
 
 // Strait starts the agents of a cluster and waits until they can add pods.
@@ -57,7 +49,6 @@ func (s *Site) Strait(o StraitOptions) (*Strait, error) {
 	if err := c.writeObjects(); err != nil {
 		return nil, err
 	}
-	begin := time.Now()
 	for i := range c.nodes {
 		if err := c.startAgent(i); err != nil {
 			return nil, err
@@ -68,7 +59,6 @@ func (s *Site) Strait(o StraitOptions) (*Strait, error) {
 			return nil, err
 		}
 	}
-	c.Ready = time.Since(begin)
 	return c, nil
 }
 
@@ -98,20 +88,24 @@ func (c *Strait) startAgent(i int) error {
 }
 
 // waitReady waits until the agent has written its conflist and answers STATUS.
-func (c *Strait) waitReady(i int) error {
-	n := c.nodes[i]
+func (c *Strait) waitReady(i int) (err error) {
+	c.confList, err = c.site.admitted(c.nodes[i].Node)
+	return err
+}
+
+// admitted waits until the agent of a node admits pods and returns the CNI configuration.
+func (s *Site) admitted(n *node.Node) (confList string, err error) {
 	deadline := time.Now().Add(60 * time.Second)
 	for {
 		conf, err := firstConf(n.Root(straitConfDir))
 		if err == nil {
 			if err = n.CNIStatus(conf, straitBinDir); err == nil {
-				c.confList = conf
-				return nil
+				return conf, nil
 			}
 		}
 		if time.Now().After(deadline) {
-			text, _ := os.ReadFile(c.site.log(n.Name))
-			return fmt.Errorf("agent of %s is not ready after 60 s: %w\n%s", n.Name, err, text[max(0, len(text)-3000):])
+			text, _ := os.ReadFile(s.log(n.Name))
+			return "", fmt.Errorf("agent of %s is not ready after 60 s: %w\n%s", n.Name, err, text[max(0, len(text)-3000):])
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
@@ -169,28 +163,6 @@ func (c *Strait) AcrossNodes(name string) (*Path, error) {
 	return c.path(name, [2]int{0, 1}, client[0], server[0])
 }
 
-// Service makes direct's server the only backend of the measured service and is direct by way of the service's address.
-func (c *Strait) Service(name string, direct *Path) (*Path, error) {
-	objects := serviceObjects("measured", map[int]netip.Addr{4: serviceIPv4, 6: serviceIPv6}, rr.Port, len(rr.Modes()), direct.Address)
-	if err := c.writeFile("measured", objects); err != nil {
-		return nil, err
-	}
-	p := *direct
-	p.Name, p.About = name, direct.About+", by ClusterIP"
-	p.Address = map[int]netip.Addr{4: serviceIPv4, 6: serviceIPv6}
-	deadline := time.Now().Add(30 * time.Second)
-	for {
-		err := c.site.Prove(&p)
-		if err == nil {
-			return &p, nil
-		}
-		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("service is not programmed after 30 s: %w", err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-}
-
 func (c *Strait) writeObjects() error {
 	if err := os.MkdirAll(c.objects, 0o755); err != nil {
 		return err
@@ -207,7 +179,7 @@ func (c *Strait) writeObjects() error {
 		return err
 	}
 	var fill []object
-	for i := range max(0, c.Services-1) {
+	for i := range c.Services {
 		fill = append(fill, serviceObjects("fill-"+strconv.Itoa(i),
 			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}), 6: v6(0x97, i>>8, i&255)}, 80, 1,
 			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 244, byte(240 + i>>12), byte(i)}), 6: v6(0x244, 0xff, i)})...)

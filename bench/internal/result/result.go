@@ -31,6 +31,8 @@ type Run struct {
 	Programs []ProgramCost    `json:"programs,omitempty"`
 	Agents   []Agent          `json:"agents,omitempty"`
 	CNI      []CNI            `json:"cni,omitempty"`
+	Starts   []Start          `json:"starts,omitempty"`
+	Changes  []Change         `json:"changes,omitempty"`
 	Series   []measure.Series `json:"series,omitempty"`
 	Notes    []string         `json:"notes,omitempty"`
 }
@@ -86,6 +88,23 @@ type CNI struct {
 	Ms        []float64 `json:"ms"`
 	ReachedMs []float64 `json:"reached_ms,omitempty"` // until the first answered ping, from the start of the call
 	ElapsedMs float64   `json:"elapsed_ms,omitempty"` // of a batch
+}
+
+// Start is a cold start of what serves Services on a node.
+type Start struct {
+	System   string  `json:"system"`
+	Services int     `json:"services"`
+	Seconds  float64 `json:"s"` // until connections through services all over the list succeeded
+	RSSKiB   int     `json:"rss_kib"`
+	PeakKiB  int     `json:"peak_rss_kib"`
+}
+
+// Change is a series of changes of an EndpointSlice at the API server.
+type Change struct {
+	System   string    `json:"system"`
+	Services int       `json:"services"`
+	Ms       []float64 `json:"ms"`         // from sending the write until a connection through the service reached the new endpoint
+	WriteMs  []float64 `json:"written_ms"` // of that, until the API server answered
 }
 
 // Kind names the kind of call.
@@ -246,6 +265,13 @@ func (r *Run) round() {
 		roundAll(r.CNI[i].Ms)
 		roundAll(r.CNI[i].ReachedMs)
 		r.CNI[i].ElapsedMs = significant(r.CNI[i].ElapsedMs)
+	}
+	for i := range r.Changes {
+		roundAll(r.Changes[i].Ms)
+		roundAll(r.Changes[i].WriteMs)
+	}
+	for i := range r.Starts {
+		r.Starts[i].Seconds = significant(r.Starts[i].Seconds)
 	}
 	for _, p := range r.Programs {
 		for i := range p.Costs {

@@ -1,6 +1,7 @@
 package result
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,36 +21,33 @@ const (
 	Strait        = "strait"
 	StraitVXLAN   = "strait-vxlan"
 	StraitNative  = "strait-native"
-	Service10     = "strait-svc10"
-	Service10k    = "strait-svc10k"
 )
 
 // comparison is a pair of paths that a row of the table compares, with the bound per mode. Modes without a bound are reported.
 type comparison struct {
 	row, subject, against string
 	bounds                map[string]float64
+	floor                 string // path whose two samples per round are the noise band; empty: Floor
 }
 
 func comparisons() []comparison {
-	return []comparison{
-		{"1", Strait, Floor, map[string]float64{"rr": 0.90, "crr": 0.90, "stream": 0.95}},
-		{"1", Strait, Bridge, nil},
-		{"1", Strait, PTP, nil},
-		{"1", Bridge, Floor, nil},
-		{"1", PTP, Floor, nil},
-		{"2", StraitVXLAN, FlannelVXLAN, map[string]float64{"rr": 1.4, "crr": 1.4, "stream": 1.3}},
-		{"2", StraitNative, FlannelHostGW, map[string]float64{"rr": 1.2, "crr": 1.3, "stream": 1.2}},
-		{"2", StraitVXLAN, Hosts, nil},
-		{"2", StraitNative, Hosts, nil},
-		{"2", StraitVXLAN, Floor, nil},
-		{"2", StraitNative, Floor, nil},
-		{"2", FlannelVXLAN, Floor, nil},
-		{"2", FlannelHostGW, Floor, nil},
-		{"2", Hosts, Floor, nil},
-		{"3", Service10, Strait, map[string]float64{"crr": 0.95}},
-		{"3", Service10k, Strait, map[string]float64{"crr": 0.95}},
-		{"3", Service10k, Service10, map[string]float64{"crr": 0.97}},
+	list := []comparison{
+		{row: "1", subject: Strait, against: Floor, bounds: map[string]float64{"rr": 0.90, "crr": 0.90, "stream": 0.95}},
+		{row: "1", subject: Strait, against: Bridge},
+		{row: "1", subject: Strait, against: PTP},
+		{row: "1", subject: Bridge, against: Floor},
+		{row: "1", subject: PTP, against: Floor},
+		{row: "2", subject: StraitVXLAN, against: FlannelVXLAN, bounds: map[string]float64{"rr": 1.4, "crr": 1.4, "stream": 1.3}},
+		{row: "2", subject: StraitNative, against: FlannelHostGW, bounds: map[string]float64{"rr": 1.2, "crr": 1.3, "stream": 1.2}},
+		{row: "2", subject: StraitVXLAN, against: Hosts},
+		{row: "2", subject: StraitNative, against: Hosts},
+		{row: "2", subject: StraitVXLAN, against: Floor},
+		{row: "2", subject: StraitNative, against: Floor},
+		{row: "2", subject: FlannelVXLAN, against: Floor},
+		{row: "2", subject: FlannelHostGW, against: Floor},
+		{row: "2", subject: Hosts, against: Floor},
 	}
+	return append(list, serviceComparisons()...)
 }
 
 // Judge computes the rows of a run from its samples.
@@ -59,13 +57,12 @@ func (r *Run) Judge() {
 		r.Rows = append(r.Rows, r.compare(c)...)
 	}
 	r.Rows = append(r.Rows, r.judgeCNI()...)
+	r.Rows = append(r.Rows, r.judgeChanges()...)
+	r.Rows = append(r.Rows, r.judgeStarts()...)
 	for _, a := range r.Agents {
-		row, bound := "9", Bound{Value: 60, AtMost: true}
-		if a.Services >= 10_000 {
-			row, bound = "8", Bound{Value: 100, AtMost: true}
-		}
+		bound := Bound{Value: 60, AtMost: true}
 		value := exact(float64(a.RSSKiB) / 1024)
-		r.Rows = append(r.Rows, Row{Row: row, Metric: fmt.Sprintf("idle agent RSS, %d services", a.Services), Subject: a.Name, Value: value, Unit: "MiB",
+		r.Rows = append(r.Rows, Row{Row: "9", Metric: fmt.Sprintf("idle agent RSS, %d services", a.Services), Subject: a.Name, Value: value, Unit: "MiB",
 			Target: bound.String(), Verdict: bound.Judge(value, stat.Interval{})})
 	}
 }
@@ -92,8 +89,9 @@ func (r *Run) compare(c comparison) []Row {
 		if !ok || value.N == 0 {
 			continue
 		}
-		first, _ := r.series(Floor, s.Test)
-		second, _ := r.series(measure.Again(Floor), s.Test)
+		floor := cmp.Or(c.floor, Floor)
+		first, _ := r.series(floor, s.Test)
+		second, _ := r.series(measure.Again(floor), s.Test)
 		mode, family, _ := strings.Cut(s.Test, "/")
 		bound, band := Bound{Value: c.bounds[mode]}, stat.Band(first.Rate, second.Rate)
 		rows = append(rows, Row{Row: c.row, Metric: metric(mode, family), Subject: c.subject, Against: c.against, Value: value, Band: band,
@@ -125,18 +123,18 @@ func (r *Run) judgeCNI() []Row {
 			rows = append(rows, Row{Row: "6", Metric: c.Kind() + ": time", Subject: c.Plugin, Against: PTP, Value: value, Target: ratio.String(),
 				Verdict: ratio.Judge(value, stat.Interval{})})
 		}
-		rows = append(rows, absolute(c.Kind()+": p50", c.Plugin, stat.Median(c.Ms), "ms", Bound{}),
-			absolute(c.Kind()+": p99", c.Plugin, stat.Quantile(c.Ms, 0.99), "ms", p99))
+		rows = append(rows, absolute("6", c.Kind()+": p50", c.Plugin, stat.Median(c.Ms), "ms", Bound{}),
+			absolute("6", c.Kind()+": p99", c.Plugin, stat.Quantile(c.Ms, 0.99), "ms", p99))
 		if len(c.ReachedMs) > 0 {
-			rows = append(rows, absolute(c.Kind()+": p50 until the first ping", c.Plugin, stat.Median(c.ReachedMs), "ms", Bound{}))
+			rows = append(rows, absolute("6", c.Kind()+": p50 until the first ping", c.Plugin, stat.Median(c.ReachedMs), "ms", Bound{}))
 		}
 		if c.ElapsedMs > 0 {
-			rows = append(rows, absolute(c.Kind()+": all", c.Plugin, c.ElapsedMs/1000, "s", whole))
+			rows = append(rows, absolute("6", c.Kind()+": all", c.Plugin, c.ElapsedMs/1000, "s", whole))
 		}
 	}
 	return rows
 }
 
-func absolute(metric, subject string, x float64, unit string, b Bound) Row {
-	return Row{Row: "6", Metric: metric, Subject: subject, Value: exact(x), Unit: unit, Target: b.String(), Verdict: b.Judge(exact(x), stat.Interval{})}
+func absolute(row, metric, subject string, x float64, unit string, b Bound) Row {
+	return Row{Row: row, Metric: metric, Subject: subject, Value: exact(x), Unit: unit, Target: b.String(), Verdict: b.Judge(exact(x), stat.Interval{})}
 }

@@ -25,21 +25,32 @@ import (
 
 // Config is what to run.
 type Config struct {
-	Repo      string   // root of the repository
-	Cache     string   // see toolbox.New
-	Bin       string   // see toolbox.Box
-	Out       string   // directory of the results
-	Rows      []string // rows of the table of targets: 1, 2, 3, 6, 9
-	Rounds    int
-	Sample    time.Duration
-	WarmUp    time.Duration
-	Tests     []measure.Test
-	Calls     int // sequential CNI calls per plugin
-	PeersOnly bool
-	ClientCPU int
-	ServerCPU int
-	Say       func(format string, args ...any)
+	Repo    string   // root of the repository
+	Cache   string   // see toolbox.New
+	Bin     string   // see toolbox.Box
+	Out     string   // directory of the results
+	Rows    []string // rows of the table of targets: see Known
+	Levels  []int    // numbers of other services of rows 3, 4, 7 and 8
+	Systems []string // those of path.Systems to compare in these rows; empty: all
+	// Changes is the number of changes of endpoints per system and level, ChangeTime how long they may take in all.
+	Changes    int
+	ChangeTime time.Duration
+	// PortsEverywhere measures row 4 at every level, not only at the first.
+	PortsEverywhere bool
+	Brief           bool // IPv4 only where rows 3 and 4 are measured
+	Rounds          int
+	Sample          time.Duration
+	WarmUp          time.Duration
+	Tests           []measure.Test
+	Calls           int // sequential CNI calls per plugin
+	PeersOnly       bool
+	ClientCPU       int
+	ServerCPU       int
+	Say             func(format string, args ...any)
 }
+
+// Known are the rows that can be measured.
+func Known() []string { return []string{"1", "2", "3", "4", "6", "7", "8", "9"} }
 
 func (c Config) wants(rows ...string) bool {
 	return slices.ContainsFunc(rows, func(r string) bool { return slices.Contains(c.Rows, r) })
@@ -139,7 +150,7 @@ func (r *rig) all(ctx context.Context) error {
 			return fmt.Errorf("CNI calls: %w", err)
 		}
 	}
-	if !r.wants("1", "2", "3", "9") {
+	if !r.wants("1", "2", "3", "4", "7", "8", "9") {
 		return nil
 	}
 	if err := r.open(); err != nil {
@@ -150,9 +161,14 @@ func (r *rig) all(ctx context.Context) error {
 			return fmt.Errorf("memory of the agents: %w", err)
 		}
 	}
+	if r.wants("3", "4", "7", "8") {
+		if err := r.services(ctx); err != nil {
+			return fmt.Errorf("services: %w", err)
+		}
+	}
 	if r.wants("1", "2", "3") {
-		r.measure(ctx)
-		if err := r.programs(ctx); err != nil {
+		r.measure(ctx, r.paths, r.mainTests())
+		if err := r.programs(ctx, r.paths, r.mainTests()); err != nil {
 			return fmt.Errorf("cost of the programs: %w", err)
 		}
 	}
@@ -175,8 +191,16 @@ func machine(tree bill.Tree) result.Machine {
 	return m
 }
 
-// add opens a path and notes that it was proven: opening fails when a path's own devices do not count its packets.
+// add is note for a path of the rounds in which most rows are measured.
 func (r *rig) add(p *path.Path, err error) (*path.Path, error) {
+	if p, err = r.note(p, err); err == nil {
+		r.paths = append(r.paths, p)
+	}
+	return p, err
+}
+
+// note notes that an opened path was proven: opening fails when a path's own devices do not count its packets.
+func (r *rig) note(p *path.Path, err error) (*path.Path, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -185,20 +209,19 @@ func (r *rig) add(p *path.Path, err error) (*path.Path, error) {
 	for _, w := range p.Witness {
 		devices = append(devices, w.Device)
 	}
-	r.paths = append(r.paths, p)
 	r.run.Paths = append(r.run.Paths, result.PathNote{Name: p.Name, About: p.About, Proven: "packet counters of " + strings.Join(devices, ", ")})
 	return p, nil
 }
 
 // open builds the paths of the wanted rows; the floor comes first.
 func (r *rig) open() error {
-	steps := []func() error{func() error { _, err := r.add(r.site.Direct()); return err }}
+	steps := []func() error{func() error { _, err := r.floor(); return err }}
 	if r.wants("1") {
 		for _, kind := range []string{path.Bridge, path.PTP} {
 			steps = append(steps, func() error { _, err := r.add(r.site.Plugin(kind)); return err })
 		}
 	}
-	if r.wants("1", "2", "3", "9") && !r.PeersOnly {
+	if r.wants("1", "2", "9") && !r.PeersOnly {
 		steps = append(steps, r.openStrait)
 	}
 	if r.wants("2") {
@@ -215,15 +238,24 @@ func (r *rig) open() error {
 	return nil
 }
 
+// floor is the path of nothing but a cable; it is the first of r.paths.
+func (r *rig) floor() (*path.Path, error) {
+	if len(r.paths) > 0 {
+		return r.paths[0], nil
+	}
+	return r.add(r.site.Direct())
+}
+
 // openStrait builds the paths through Strait.
 func (r *rig) openStrait() error {
 	vxlan, err := r.cluster(path.StraitOptions{Name: result.StraitVXLAN, Mode: "vxlan", Nodes: 2, Services: 10})
 	if err != nil {
 		return err
 	}
-	direct, err := r.add(vxlan.SameNode(result.Strait))
-	if err != nil {
-		return err
+	if r.wants("1", "2") {
+		if _, err := r.add(vxlan.SameNode(result.Strait)); err != nil {
+			return err
+		}
 	}
 	if r.wants("2") {
 		if _, err := r.add(vxlan.AcrossNodes(result.StraitVXLAN)); err != nil {
@@ -237,23 +269,7 @@ func (r *rig) openStrait() error {
 			return err
 		}
 	}
-	if !r.wants("3") {
-		return nil
-	}
-	if _, err := r.add(vxlan.Service(result.Service10, direct)); err != nil {
-		return err
-	}
-	many, err := r.cluster(path.StraitOptions{Name: result.Service10k, Mode: "vxlan", Nodes: 1, Services: 10_000})
-	if err != nil {
-		return err
-	}
-	r.run.Notes = append(r.run.Notes, fmt.Sprintf("an agent with 10,000 services from files was ready after %s", many.Ready.Round(10*time.Millisecond)))
-	pods, err := many.SameNode(result.Service10k + "-direct")
-	if err != nil {
-		return err
-	}
-	_, err = r.add(many.Service(result.Service10k, pods))
-	return err
+	return nil
 }
 
 func (r *rig) cluster(o path.StraitOptions) (*path.Strait, error) {
@@ -265,23 +281,44 @@ func (r *rig) cluster(o path.StraitOptions) (*path.Strait, error) {
 	return c, nil
 }
 
-func (r *rig) find(name string) *path.Path {
-	return r.paths[slices.IndexFunc(r.paths, func(p *path.Path) bool { return p.Name == name })]
+// measured is what a series of rounds is about.
+func measured(paths []*path.Path, tests []measure.Test) []measure.Test {
+	return slices.DeleteFunc(slices.Clone(tests), func(t measure.Test) bool {
+		return !slices.ContainsFunc(paths[1:], func(p *path.Path) bool { return p.Carries(t.Mode, t.Family) })
+	})
 }
 
-// skip leaves out what no row asks for: services are measured by new connections.
-func skip(name string, t measure.Test) bool {
-	return (name == result.Service10 || name == result.Service10k) && t.Mode != rr.CRR
+// portTests are the wanted tests that row 4 is about.
+func (r *rig) portTests() []measure.Test {
+	return slices.DeleteFunc(slices.Clone(r.Tests), func(t measure.Test) bool {
+		return t.Mode != rr.CRR && t.Mode != rr.UDPPPS || r.Brief && t.Family == 6
+	})
 }
 
-func (r *rig) measure(ctx context.Context) {
-	plan := measure.Plan{Rounds: r.Rounds, Tests: r.Tests, Skip: skip, Pause: 50 * time.Millisecond}
-	for _, p := range r.paths {
+// mainTests are the wanted tests of all other rows; a brief run about services alone leaves IPv6 out.
+func (r *rig) mainTests() []measure.Test {
+	if !r.Brief || r.wants("1", "2") {
+		return r.Tests
+	}
+	return slices.DeleteFunc(slices.Clone(r.Tests), func(t measure.Test) bool { return t.Family == 6 })
+}
+
+// measure takes the samples of paths in turns; the first is the floor.
+func (r *rig) measure(ctx context.Context, paths []*path.Path, tests []measure.Test) {
+	tests = measured(paths, tests)
+	byName := map[string]*path.Path{}
+	plan := measure.Plan{Rounds: r.Rounds, Tests: tests, Pause: 50 * time.Millisecond, Skip: func(name string, t measure.Test) bool {
+		return !byName[name].Carries(t.Mode, t.Family)
+	}}
+	for _, p := range paths {
 		plan.Paths = append(plan.Paths, p.Name)
+		byName[p.Name] = p
 	}
 	begin := time.Now()
-	r.run.Series = measure.Run(ctx, plan, r.sample, func(round int, t measure.Test) {
-		if t != r.Tests[0] {
+	series := measure.Run(ctx, plan, func(ctx context.Context, name string, t measure.Test) (measure.Point, error) {
+		return r.sample(ctx, byName[name], t)
+	}, func(round int, t measure.Test) {
+		if t != tests[0] {
 			return
 		}
 		left := ""
@@ -290,23 +327,23 @@ func (r *rig) measure(ctx context.Context) {
 		}
 		r.Say("round %d of %d%s", round+1, r.Rounds, left)
 	})
-	for _, s := range r.run.Series {
+	for _, s := range series {
 		if len(s.Errs) > 0 {
 			r.run.Notes = append(r.run.Notes, fmt.Sprintf("%s %s: %d of %d samples failed; first: %s", s.Path, s.Test, len(s.Errs), len(s.Rate), s.Errs[0]))
 		}
 	}
+	r.run.Series = append(r.run.Series, series...)
 }
 
-func (r *rig) sample(ctx context.Context, name string, t measure.Test) (measure.Point, error) {
+func (r *rig) sample(ctx context.Context, p *path.Path, t measure.Test) (measure.Point, error) {
 	if err := ctx.Err(); err != nil {
 		return measure.Point{}, err
 	}
-	p := r.find(name)
 	before, err := used(p)
 	if err != nil {
 		return measure.Point{}, err
 	}
-	s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Warm: r.WarmUp, Length: r.Sample})
+	s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Port: p.Port, Warm: r.WarmUp, Length: r.Sample})
 	if err != nil {
 		return measure.Point{}, err
 	}
@@ -328,25 +365,25 @@ func used(p *path.Path) (time.Duration, error) {
 }
 
 // programs measures what BPF programs cost, in a pass of its own because the statistics cost something themselves.
-func (r *rig) programs(ctx context.Context) error {
+func (r *rig) programs(ctx context.Context, paths []*path.Path, tests []measure.Test) error {
 	stats, err := progcost.Enable()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = stats.Close() }()
-	for _, p := range r.paths {
+	for _, p := range paths {
 		if len(p.Nodes) == 0 {
 			continue
 		}
-		for _, t := range r.Tests {
-			if skip(p.Name, t) || ctx.Err() != nil {
+		for _, t := range tests {
+			if !p.Carries(t.Mode, t.Family) || ctx.Err() != nil {
 				continue
 			}
 			before, err := p.Programs()
 			if err != nil {
 				return err
 			}
-			s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Warm: time.Millisecond, Length: 300 * time.Millisecond})
+			s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Port: p.Port, Warm: time.Millisecond, Length: 300 * time.Millisecond})
 			if err != nil {
 				return err
 			}

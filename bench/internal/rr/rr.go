@@ -82,7 +82,7 @@ func (p Program) Serve(ctx context.Context, s *Spawner, at Place) error {
 	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	if err := s.start(at.Space, cmd); err != nil {
+	if err := s.Start(at.Space, cmd); err != nil {
 		return fmt.Errorf("start server in %s: %w", at.Space.Name, err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -99,6 +99,7 @@ func (p Program) Serve(ctx context.Context, s *Spawner, at Place) error {
 type Load struct {
 	Mode   Mode
 	To     netip.Addr
+	Port   int // of the first mode; 0: Port
 	Warm   time.Duration
 	Length time.Duration
 }
@@ -141,10 +142,14 @@ var ErrEmpty = errors.New("sample without operations")
 func (p Program) Sample(ctx context.Context, s *Spawner, from Place, l Load) (Sample, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*(l.Warm+l.Length)+10*time.Second)
 	defer cancel()
-	cmd := p.command(ctx, from, "-t", ms(l.Length), "-w", ms(l.Warm), "client", string(l.Mode), l.To.String(), strconv.Itoa(Port))
+	port := l.Port
+	if port == 0 {
+		port = Port
+	}
+	cmd := p.command(ctx, from, "-t", ms(l.Length), "-w", ms(l.Warm), "client", string(l.Mode), l.To.String(), strconv.Itoa(port))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := s.start(from.Space, cmd); err != nil {
+	if err := s.Start(from.Space, cmd); err != nil {
 		return Sample{}, fmt.Errorf("start client in %s: %w", from.Space.Name, err)
 	}
 	if err := cmd.Wait(); err != nil {

@@ -23,7 +23,8 @@ func (s *Spawner) run(ctx context.Context) {
 	}
 }
 
-func (s *Spawner) start(space *wire.Namespace, cmd *exec.Cmd) error {
+// Start starts a command inside a namespace.
+func (s *Spawner) Start(space *wire.Namespace, cmd *exec.Cmd) error {
 	done := make(chan error, 1)
 	s.work <- func() {
 		done <- space.Visit(cmd.Start)

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/strait-net/strait/bench/internal/rr"
 )
@@ -18,6 +19,8 @@ import (
 const (
 	PluginsVersion = "v1.9.1"
 	FlannelVersion = "v0.28.4" // required by flanneld/go.mod
+	// KubernetesVersion is required by lab/kube/go.mod.
+	KubernetesVersion = "v1.36.3"
 )
 
 // Box is a directory of built programs.
@@ -26,6 +29,8 @@ type Box struct {
 	Repo string // root of the repository
 	Bin  string // directory with strait-agent and strait-cni that Strait leaves alone; empty: built from the tree
 	Say  func(format string, args ...any)
+
+	kubernetes string // found once
 }
 
 // New opens the cache; dir empty means strait-bench in the user's cache directory.
@@ -103,6 +108,47 @@ func (b *Box) Strait(ctx context.Context) error {
 		return fmt.Errorf("build strait-agent and strait-cni: %w", err)
 	}
 	return nil
+}
+
+// Kubernetes is the directory with etcd, kube-apiserver and kube-proxy: those of the lab, which keeps them in a cache of its own.
+func (b *Box) Kubernetes(ctx context.Context) (string, error) {
+	if b.kubernetes != "" {
+		return b.kubernetes, nil
+	}
+	cache := os.Getenv("STRAIT_CACHE")
+	if cache == "" {
+		base, err := os.UserCacheDir()
+		if err != nil {
+			return "", err
+		}
+		cache = filepath.Join(base, "strait")
+	}
+	set := newestSet(cache)
+	if set == "" {
+		b.Say("building Kubernetes %s (once, about ten minutes)", KubernetesVersion)
+		if err := b.run(ctx, filepath.Join(b.Repo, "lab"), nil, []string{"go", "run", ".", "build"}); err != nil {
+			return "", fmt.Errorf("build Kubernetes: %w", err)
+		}
+		if set = newestSet(cache); set == "" {
+			return "", fmt.Errorf("no kube-apiserver, etcd and kube-proxy under %s/sets", cache)
+		}
+	}
+	b.kubernetes = set
+	return set, nil
+}
+
+// newestSet is the last made set of the lab's programs that is complete; empty: none.
+func newestSet(cache string) string {
+	found, _ := filepath.Glob(filepath.Join(cache, "sets", "*", "kube-apiserver"))
+	best, when := "", time.Time{}
+	for _, file := range found {
+		dir := filepath.Dir(file)
+		info, err := os.Stat(dir)
+		if err == nil && info.ModTime().After(when) && exists(filepath.Join(dir, "etcd")) && exists(filepath.Join(dir, "kube-proxy")) {
+			best, when = dir, info.ModTime()
+		}
+	}
+	return best
 }
 
 func (b *Box) run(ctx context.Context, dir string, env, argv []string) error {

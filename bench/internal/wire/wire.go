@@ -4,6 +4,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -238,4 +239,20 @@ func (n *Namespace) Packets(device string) (uint64, error) {
 		return nil
 	})
 	return total, err
+}
+
+// Address adds an address to a device.
+func (n *Namespace) Address(device string, p netip.Prefix) error {
+	return End{Space: n, Device: device, Addresses: []netip.Prefix{p}}.settle()
+}
+
+// Route adds a route by way of a neighbour.
+func (n *Namespace) Route(to netip.Prefix, via netip.Addr) error {
+	return n.with(func(h *netlink.Handle) error {
+		dst := &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}
+		if err := h.RouteAdd(&netlink.Route{Dst: dst, Gw: via.AsSlice()}); err != nil {
+			return fmt.Errorf("add route to %s by way of %s: %w", to, via, err)
+		}
+		return nil
+	})
 }
