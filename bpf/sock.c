@@ -165,6 +165,14 @@ static __noinline int sock_bind(struct bpf_sock_addr *ctx)
 	return bpf_get_netns_cookie(ctx) == cfg_netns_cookie ? -SOCK_EADDRINUSE : 0;
 }
 
+/* The call fails with an error, and is counted like the packet it would have made. */
+static __always_inline int sock_refuse(int error)
+{
+	count(error == -SOCK_EPERM ? REASON_SOURCE_RANGE : REASON_REFUSED, 0);
+	bpf_set_retval(error);
+	return SOCK_REFUSE;
+}
+
 #define SOCK_FORWARD(name, section, family, step) \
 	SEC(section) \
 	int name(struct bpf_sock_addr *ctx) \
@@ -174,10 +182,8 @@ static __noinline int sock_bind(struct bpf_sock_addr *ctx)
 \
 		sock_read##family(ctx, &at); \
 		rc = step(ctx, &at); \
-		if (rc < 0) { \
-			bpf_set_retval(rc); \
-			return SOCK_REFUSE; \
-		} \
+		if (rc < 0) \
+			return sock_refuse(rc); \
 		if (rc > 0) \
 			sock_write##family(ctx, &at); \
 		return SOCK_ALLOW; \

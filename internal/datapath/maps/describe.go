@@ -125,7 +125,6 @@ func descriptions() []description {
 			}),
 		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to"},
 		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
-		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
 		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},
 	}
 }

@@ -450,6 +450,38 @@ func TestForwardingKeepsRouterAdvertisements(t *testing.T) {
 	})
 }
 
+func TestReservePorts(t *testing.T) {
+	node(t, func(*Net) {
+		for _, c := range []struct {
+			local, before string
+			low, high     uint16
+			want          string
+		}{
+			{"32768\t60999", "", 30000, 32767, ""},
+			{"1024\t65000", "", 0, 0, ""},
+			{"31000\t60999", "", 30000, 32767, "31000-32767"},
+			{"1024\t65000", "8080,32768-33000", 30000, 32767, "8080,30000-33000"},
+			{"1024\t65000", "29000-40000", 30000, 32767, "29000-40000"},
+		} {
+			if err := errors.Join(writeSysctl("net/ipv4/ip_local_port_range", c.local),
+				writeSysctl("net/ipv4/ip_local_reserved_ports", c.before+"\n")); err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if _, err := ReservePorts(c.low, c.high); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got, err := readSysctl("net/ipv4/ip_local_reserved_ports"); err != nil || got != c.want {
+				t.Errorf("%d-%d of %q with %q reserved: %q, want %q (%v)", c.low, c.high, c.local, c.before, got, c.want, err)
+			}
+			if changed, err := ReservePorts(c.low, c.high); err != nil || len(changed) > 0 {
+				t.Errorf("third time changed %q, %v", changed, err)
+			}
+		}
+	})
+}
+
 func TestRoutes(t *testing.T) {
 	node(t, func(n *Net) {
 		addUplink(t, n, "up0", "192.168.7.1/24")

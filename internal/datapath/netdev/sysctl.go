@@ -114,3 +114,25 @@ func LocalPortRange() (low, high uint16, err error) {
 	}
 	return low, high, nil
 }
+
+// ReservePorts keeps the kernel from choosing a port between low and high, inclusive, for a socket that asks for none in particular, and
+// returns what it changed. Only a range that the kernel may choose from has to be reserved; what others have reserved stays.
+func ReservePorts(low, high uint16) (changed []string, err error) {
+	const reserved = "net/ipv4/ip_local_reserved_ports"
+	localLow, localHigh, err := LocalPortRange()
+	if err != nil || low == 0 || low > localHigh || high < localLow {
+		return nil, err
+	}
+	have, err := readSysctl(reserved)
+	if err != nil {
+		return nil, err
+	}
+	low, high = max(low, localLow), min(high, localHigh)
+	for part := range strings.SplitSeq(have, ",") {
+		var from, to uint16
+		if n, _ := fmt.Sscanf(part, "%d-%d", &from, &to); n == 2 && from <= low && to >= high {
+			return nil, nil // the kernel joins what touches
+		}
+	}
+	return ensureSysctl(nil, reserved, strings.TrimPrefix(fmt.Sprintf("%s,%d-%d", have, low, high), ","))
+}
