@@ -51,17 +51,18 @@ static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
 	return rc ? rc : from_pod_backend(skb, p, &way);
 }
 
-/* To the node itself: for the node, or for a client whose connection to this pod another proxy has begun under the node's address. */
-static __always_inline int from_pod_host(struct __sk_buff *skb, struct packet *p)
+/* The answer to a client whose connection another proxy has begun under the node's address; LB_NO_SERVICE: it is not one. */
+static __noinline int from_pod_import(struct __sk_buff *skb, struct packet *p)
+{
+	struct nat_entry *e = nat_reverse(p);
+
+	return e && e->front_port ? forward_answer(skb, p, e) : LB_NO_SERVICE;
+}
+
+static __always_inline int from_pod_host(struct __sk_buff *skb, const struct packet *p)
 {
 	struct ct_entry *turned = NULL;
-	struct nat_entry *e;
 
-	if (cfg_imported) {
-		e = nat_reverse(p);
-		if (e && e->front_port)
-			return forward_answer(skb, p, e);
-	}
 	return ct_track(p, &turned) ? to_stack(skb) : drop(skb, REASON_CT_INSERT);
 }
 
@@ -100,6 +101,11 @@ static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p
 	__u32 flags = remote ? remote->flags : 0;
 	int rc;
 
+	if (cfg_imported && flags & REMOTE_HOST) {
+		rc = from_pod_import(skb, p);
+		if (rc != LB_NO_SERVICE)
+			return rc;
+	}
 	if (cfg_services != SERVICE_MODE_OFF && !(flags & REMOTE_POD) && !(p->flags & PACKET_ERROR)) {
 		rc = from_pod_service(skb, p);
 		if (rc != LB_NO_SERVICE)

@@ -119,7 +119,7 @@ func TestConnectionIdle(t *testing.T) {
 	}
 }
 
-func monotonic(t *testing.T) uint32 {
+func monotonic(t testing.TB) uint32 {
 	t.Helper()
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {

@@ -238,3 +238,18 @@ func TestServiceElsewhere(t *testing.T) {
 }
 
 func isExist(err error) bool { return errors.Is(err, ebpf.ErrKeyExist) }
+
+func ctKeyOf(a, b netip.AddrPort, proto layers.IPProtocol) CtKey {
+	if b.Addr().Compare(a.Addr()) < 0 {
+		a, b = b, a
+	}
+	return CtKey{Lo: AddrFrom(a.Addr()), Hi: AddrFrom(b.Addr()), LoPort: NetPort(a.Port()), HiPort: NetPort(b.Port()), Proto: uint8(proto)}
+}
+
+// highBegan is the flag of an entry that client has begun.
+func highBegan(client, other netip.AddrPort) CtFlags {
+	if other.Addr().Compare(client.Addr()) < 0 {
+		return CtHiBegan
+	}
+	return 0
+}
