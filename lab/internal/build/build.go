@@ -43,6 +43,7 @@ func Programs() []Program {
 			Names: []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"},
 		},
 		{Name: "agnhost", Module: "kube", Package: "k8s.io/kubernetes/test/images/agnhost"},
+		{Name: "regression-issue-74839", Module: "kube", Package: "k8s.io/kubernetes/test/images/regression-issue-74839"},
 		{Name: "runc", Module: "runtime", Package: "github.com/opencontainers/runc", Tags: "seccomp,netgo,osusergo", CGO: true},
 		{Name: "coredns", Module: "coredns", Package: "."},
 		{Name: "pause", Module: "pause", Package: "."},

@@ -32,6 +32,11 @@ func suiteCommand(p places, name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, m := range state.Machines {
+				if m.Node != nil && m.Node.Running {
+					c.Nodes++
+				}
+			}
 			if c.Dir, err = os.MkdirTemp("", "strait-suite-"); err != nil {
 				return err
 			}

@@ -139,7 +139,7 @@ func specs(p places, set string, strait bool) ([]image.Spec, error) {
 		}
 		all = append(all, product)
 	}
-	return append(all, image.CoreDNSSpec(set), agnhost, image.BusyboxSpec()), nil
+	return append(all, image.CoreDNSSpec(set), agnhost, image.BusyboxSpec(), image.StraysSpec(set)), nil
 }
 
 func archives(p places, set string, strait bool) ([]string, error) {

@@ -56,6 +56,12 @@ func BusyboxSpec() Spec {
 	return Spec{Name: Busybox, Files: files, Dirs: []string{"/tmp", "/root"}, Entrypoint: []string{"/bin/sh"}, Env: []string{"PATH=/bin"}}
 }
 
+// StraysSpec is the server of an upstream test about packets that belong to no connection.
+func StraysSpec(bin string) Spec {
+	const program = "/regression-issue-74839"
+	return Spec{Name: Strays, Files: map[string]File{program: {Source: filepath.Join(bin, program), Mode: 0o755}}, Entrypoint: []string{program}}
+}
+
 // ToolPackages are the Debian packages that hold the programs of the agnhost image.
 func ToolPackages() []string {
 	return []string{"busybox-static", "bash", "curl", "bind9-dnsutils", "tcpdump", "netcat-openbsd", "iproute2", "iputils-ping", "wget"}

@@ -23,7 +23,8 @@ import (
 const (
 	Pause   = "localhost/pause:1"
 	Agnhost = "localhost/agnhost:2.63.0"
-	Busybox = "localhost/busybox:1.37.0-1" // as the upstream tests call it; the program is Debian's
+	Busybox = "localhost/busybox:1.37.0-1"           // as the upstream tests call it; the program is Debian's
+	Strays  = "localhost/regression-issue-74839:1.4" // a server that sends packets out of order, for an upstream test
 	CoreDNS = "localhost/coredns:1.14.7"
 	Strait  = "localhost/strait:dev"
 )

@@ -21,6 +21,7 @@ type Config struct {
 	Kubeconfig             string
 	Focus, Skip            string // regular expressions over the names of specs
 	Procs                  int    // specs at the same time
+	Nodes                  int    // of the lab; only the first of the processes would count them itself
 	Timeout                time.Duration
 	Dir                    string // for the report and the logs of what failed
 }
@@ -39,7 +40,7 @@ func Command(c Config) *exec.Cmd {
 	}
 	// The lab has no cloud; and its nodes are one machine, slower than a cluster's.
 	args = append(args, c.Tests, "--", "--provider=skeleton", "--kubeconfig="+c.Kubeconfig, "--kubectl-path="+c.Kubectl,
-		"--report-dir="+c.Dir, "--disable-log-dump", "--allowed-not-ready-nodes=0", "--num-nodes=-1")
+		"--report-dir="+c.Dir, "--disable-log-dump", "--allowed-not-ready-nodes=0", "--num-nodes="+strconv.Itoa(c.Nodes))
 	cmd := exec.Command(c.Ginkgo, args...)
 	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+filepath.Join(c.Dir, registriesFile))
 	return cmd
