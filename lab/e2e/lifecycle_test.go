@@ -73,7 +73,12 @@ func TestLab_CrashAndDownLeaveNothing(t *testing.T) {
 // OPS-2: a node that lost its power comes back with its pods, which reach and are reached.
 func TestOPS2_NodeReboot(t *testing.T) {
 	needStrait(t)
-	victim := &shared.nodes[len(shared.nodes)-1]
+	reboot(t, &shared.nodes[len(shared.nodes)-1])
+}
+
+// reboot takes a node's power, if it has any, gives it back, and waits until its pods reach and are reached.
+func reboot(t *testing.T, victim *nodeRig) {
+	t.Helper()
 	if _, err := shared.run(t.Context(), "node", "restart", victim.name); err != nil {
 		t.Fatal(err)
 	}
