@@ -37,6 +37,8 @@
 #include "lib/dsr.h"
 #include "lib/forward.h"
 #include "lib/announce.h"
+#include "lib/xdp_packet.h"
+#include "lib/xdp_way.h"
 
 #include "from_pod.c"
 #include "to_pod.c"
@@ -44,5 +46,6 @@
 #include "to_net.c"
 #include "overlay.c"
 #include "sock.c"
+#include "xdp.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -95,8 +95,8 @@ static __always_inline int lb_refusal(const struct service *svc, const struct lb
 	return 0;
 }
 
-/* The backend of a known connection: 0, REASON_BACKEND_GONE, or LB_NO_SERVICE if it needs another. */
-static __always_inline int lb_known(const struct packet *p, struct ct_entry *ct, __u32 dir, struct lb_way *way)
+/* The backend of a known connection, nothing counted: 0, REASON_BACKEND_GONE, or LB_NO_SERVICE if it needs another. */
+static __always_inline int lb_usable(const struct packet *p, struct ct_entry *ct, struct lb_way *way)
 {
 	bool begins = packet_begins_tcp(p);
 	__u32 id = ct->backend;
@@ -114,8 +114,16 @@ static __always_inline int lb_known(const struct packet *p, struct ct_entry *ct,
 	way->client = ct;
 	way->choice.to.addr = b->addr;
 	way->choice.to.port = b->port;
-	way->news = lb_count(ct, p, dir);
 	return 0;
+}
+
+static __always_inline int lb_known(const struct packet *p, struct ct_entry *ct, __u32 dir, struct lb_way *way)
+{
+	int rc = lb_usable(p, ct, way);
+
+	if (!rc)
+		way->news = lb_count(ct, p, dir);
+	return rc;
 }
 
 /* The backend of the packet's own entry. LB_NO_SERVICE: it has none, or needs another. Else as lb_connection. */

@@ -390,6 +390,7 @@ const (
 	DatapathProgStraitToNet    = "strait_to_net"
 	DatapathProgStraitToPod    = "strait_to_pod"
 	DatapathProgStraitToVx     = "strait_to_vx"
+	DatapathProgStraitXdp      = "strait_xdp"
 	DatapathVarCfgGuardMark    = "cfg_guard_mark"
 	DatapathVarCfgImported     = "cfg_imported"
 	DatapathVarCfgMaglevSize   = "cfg_maglev_size"
@@ -463,6 +464,7 @@ type DatapathProgramSpecs struct {
 	StraitToNet    *ebpf.ProgramSpec `ebpf:"strait_to_net"`
 	StraitToPod    *ebpf.ProgramSpec `ebpf:"strait_to_pod"`
 	StraitToVx     *ebpf.ProgramSpec `ebpf:"strait_to_vx"`
+	StraitXdp      *ebpf.ProgramSpec `ebpf:"strait_xdp"`
 }
 
 // DatapathMapSpecs contains maps before they are loaded into the kernel.
@@ -612,6 +614,7 @@ type DatapathPrograms struct {
 	StraitToNet    *ebpf.Program `ebpf:"strait_to_net"`
 	StraitToPod    *ebpf.Program `ebpf:"strait_to_pod"`
 	StraitToVx     *ebpf.Program `ebpf:"strait_to_vx"`
+	StraitXdp      *ebpf.Program `ebpf:"strait_xdp"`
 }
 
 func (p *DatapathPrograms) Close() error {
@@ -633,6 +636,7 @@ func (p *DatapathPrograms) Close() error {
 		p.StraitToNet,
 		p.StraitToPod,
 		p.StraitToVx,
+		p.StraitXdp,
 	)
 }
 
