@@ -23,11 +23,11 @@ static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, 
 	if (cfg_imported && way->client->flags & CT_NAT) { /* another proxy has begun it under the node's address */
 		seen.src = way->client->nat_addr;
 		seen.sport = way->client->nat_port;
-	} else {
-		why = front_track(&seen, &p->dst, p->dport);
-		if (why)
-			return drop(skb, why);
+		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
 	}
+	why = front_track(&seen, &p->dst, p->dport);
+	if (why)
+		return drop(skb, why);
 	if (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
 		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
 	if (p->ttl <= 1)

@@ -126,7 +126,8 @@ int strait_to_vx(struct __sk_buff *skb)
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
 	if ((p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p)) < 0)
 		return drop(skb, REASON_REWRITE);
-	stack_sends(&p);
+	if (STACK_SHARES)
+		stack_sends(&p);
 	why = encap_set(skb, remote);
 	if (why)
 		return drop(skb, why);

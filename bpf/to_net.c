@@ -13,7 +13,10 @@ int strait_to_net(struct __sk_buff *skb)
 	}
 	if (packet_parse(skb, &p))
 		return TC_ACT_UNSPEC;
-	stack_sends(&p);
+	if (STACK_SHARES && stack_sends(&p)) {
+		rc = world_stack(skb, &p);
+		return rc ? drop(skb, rc) : TC_ACT_UNSPEC;
+	}
 	rc = p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p);
 	if (rc < 0)
 		return drop(skb, REASON_REWRITE);

@@ -73,13 +73,12 @@ static __noinline void stack_forwards(const struct packet *p)
 		__sync_fetch_and_or((__u32 *)&ct->flags, CT_STACK);
 }
 
-/* The same for what the stack sends away from this node, where nothing else counts. */
-static __always_inline void stack_sends(const struct packet *p)
+/* The same for what the stack sends away from this node, counted. 1: it is a pod's, and the connection the stack's. */
+static __noinline int stack_sends(const struct packet *p)
 {
-	struct ct_entry *turned;
-
-	if (cfg_services == SERVICE_MODE_ON || p->flags & (PACKET_LATER | PACKET_NDP) || !endpoint_lookup(&p->src))
-		return;
-	stack_forwards(p);
-	ct_track(p, &turned);
+	if (p->flags & (PACKET_ERROR | PACKET_NDP | PACKET_LATER) || !endpoint_lookup(&p->src))
+		return 0;
+	if (cfg_services != SERVICE_MODE_ON)
+		stack_forwards(p);
+	return stack_holds(p);
 }

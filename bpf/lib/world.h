@@ -54,6 +54,19 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 	return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD_MASQUERADED);
 }
 
+/* A pod's packet that the stack has sent out of the cluster, to a service's backend there. 0, or why it cannot go. */
+static __noinline int world_stack(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 owner = ipcache_owner(&p->dst), ifindex = skb->ifindex;
+	struct device *dev = bpf_map_lookup_elem(&strait_device, &ifindex);
+
+	if (cfg_network == NETWORK_FLAT || owner & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
+		return 0;
+	if (isolated(owner))
+		return REASON_ISOLATED;
+	return dev ? world_masquerade(skb, p, dev) : 0;
+}
+
 /* The pod's own view of a reply: its connection is found, or remembered again from the mapping. NULL: the pod's connection has another
  * port by now. */
 static __always_inline struct ct_entry *world_track(const struct packet *p, const struct packet *seen)
@@ -96,6 +109,10 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 		return to_stack(skb);
 	if (!frag_resolve(p) || p->ttl <= 1)
 		return drop(skb, REASON_TTL_EXCEEDED);
+	if (STACK_SHARES && ct->flags & CT_STACK) { /* which has chosen the other end in place of a service */
+		seen.sport = p->sport;
+		return rewrite_like(skb, p, &seen) ? drop(skb, REASON_REWRITE) : to_stack(skb);
+	}
 	if (ct->flags & CT_FRONT) {
 		seen.sport = ct->front_port;
 		seen.src = ct->front_addr;

@@ -79,6 +79,26 @@ func newTakeoverRig(t *testing.T, mode string) *takeoverRig {
 		c.Serve(r.services[i])
 		waitBackend(t, c, p)
 	}
+	// What the API server is to its service: no part of the cluster.
+	world := testkit.Service{
+		Name: "world", Type: "NodePort", Port: servicePort, TargetPort: port, NodePort: nodePort + 2,
+		ClusterIPs: []netip.Addr{netip.MustParseAddr("10.96.0.82"), netip.MustParseAddr("fd96::82")},
+	}
+	for _, v6 := range families {
+		world.Endpoints = append(world.Endpoints, testkit.ServiceEndpoint{Address: testkit.OutsideAddr(v6)})
+	}
+	c.Outside.Echo(port)
+	c.Serve(world)
+	r.services = append(r.services, world)
+	for _, n := range c.Nodes {
+		for _, e := range world.Endpoints {
+			for deadline := time.Now().Add(10 * time.Second); !strings.Contains(n.CLI("service", "list"), testkit.HostPort(e.Address, port)); {
+				if time.Now().After(deadline) {
+					t.Fatal(n.CLI("service", "list"))
+				}
+			}
+		}
+	}
 	r.rules = filepath.Join(t.TempDir(), "rules.nft")
 	if err := os.WriteFile(r.rules, []byte(likeKubeProxy(r.services)), 0o644); err != nil {
 		t.Fatal(err)
@@ -104,7 +124,7 @@ func (r *takeoverRig) begin(lasting time.Duration, networks ...string) (all []lo
 		all = append(all, long{
 			fmt.Sprintf("%s by %s to %s %s", from.Name, network, what, testkit.HostPort(to, port)),
 			from.StartProbe(testkit.Probe{
-				Network: network, Address: testkit.HostPort(to, port), Timeout: 3 * time.Second, For: lasting, Interval: 20 * time.Millisecond, Keep: true,
+				Network: network, Address: testkit.HostPort(to, port), Timeout: 5 * time.Second, For: lasting, Interval: 20 * time.Millisecond, Keep: true,
 			}),
 		})
 	}
@@ -115,6 +135,9 @@ func (r *takeoverRig) begin(lasting time.Duration, networks ...string) (all []lo
 					start(from, network, s.Name, pick(s.ClusterIPs, v6), servicePort)
 				}
 				for _, from := range []*testkit.Namespace{r.client.Namespace, r.cluster.Outside} {
+					if s.Name == "world" && from == r.cluster.Outside {
+						continue // to itself
+					}
 					start(from, network, s.Name, nodeAddr(node, v6), s.NodePort)
 				}
 			}
@@ -160,7 +183,7 @@ func TestTakeover(t *testing.T) {
 	for _, mode := range []string{"vxlan", "native"} {
 		t.Run(mode, func(t *testing.T) {
 			r := newTakeoverRig(t, mode)
-			all := r.begin(9*time.Second, "tcp", "udp")
+			all := r.begin(15*time.Second, "tcp", "udp")
 			time.Sleep(time.Second)
 			for _, n := range r.cluster.Nodes {
 				if out, err := n.TryCLI("takeover", "kube-proxy", "--dry-run"); err != nil || !strings.Contains(out, "ip kube-proxy") {
@@ -208,7 +231,7 @@ func TestUndoTakeover(t *testing.T) {
 	for _, n := range r.cluster.Nodes {
 		n.CLI("takeover", "kube-proxy", "--yes")
 	}
-	all := r.begin(6*time.Second, "tcp") // datagrams are waited for some minutes
+	all := r.begin(15*time.Second, "tcp") // datagrams are waited for some minutes
 	time.Sleep(500 * time.Millisecond)
 	if out, err := node.TryCLI("takeover", "undo"); err == nil {
 		t.Errorf("undone without kube-proxy:\n%s", out)

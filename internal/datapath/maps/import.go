@@ -62,6 +62,9 @@ func (m *Maps) enter(c takeover.Connection, other netip.AddrPort, e entry, now t
 		v.Began = uint64(now)
 	}
 	flags := e.flags | v.Flags&(bpf.CtReplied|bpf.CtFinLo|bpf.CtFinHi)
+	if e.flags&bpf.CtFront != 0 {
+		flags |= v.Flags & bpf.CtNat // a pod's with a backend outside: masqueraded by the programs already
+	}
 	if stack {
 		flags |= bpf.CtStack
 	}

@@ -37,6 +37,11 @@ func TestImportKeepingTheClient(t *testing.T) {
 	if err := put(m, bpf.DatapathMapStraitCt, k, begun); err != nil {
 		t.Fatal(err)
 	}
+	// The backend is outside the cluster: the programs have masqueraded.
+	k, _ = ctKey(c.Client, c.Backend, 6)
+	if err := put(m, bpf.DatapathMapStraitCt, k, bpf.CtEntry{Flags: bpf.CtStack | bpf.CtNat, NatPort: 9}); err != nil {
+		t.Fatal(err)
+	}
 	for _, stack := range []bool{true, false} {
 		if err := m.Import([]takeover.Connection{c}, stack); err != nil {
 			t.Fatal(err)
@@ -51,7 +56,7 @@ func TestImportKeepingTheClient(t *testing.T) {
 		}
 	}
 	e, ok := ctEntry(t, m, "10.244.1.9:4000", "10.244.2.7:8080")
-	if !ok || e.Flags != bpf.CtFront|bpf.CtReplied || e.FrontAddr.Netip() != c.Front.Addr() || bpf.NetPort(e.FrontPort) != 80 || e.Backend != 0 {
+	if !ok || e.Flags != bpf.CtFront|bpf.CtReplied|bpf.CtNat || e.NatPort != 9 || e.FrontAddr.Netip() != c.Front.Addr() || bpf.NetPort(e.FrontPort) != 80 || e.Backend != 0 {
 		t.Errorf("backend's entry: %v %+v", ok, e)
 	}
 	if n, err := m.Served(); err != nil || n != 1 {
