@@ -25,6 +25,7 @@
 #include "lib/deliver.h"
 #include "lib/encap.h"
 #include "lib/fib.h"
+#include "lib/sctp.h"
 #include "lib/rewrite.h"
 #include "lib/nat.h"
 #include "lib/error.h"

@@ -2,7 +2,8 @@
 /* Services on the way through a node: a client's packet to its backend, wherever that is, and the answer back. */
 #pragma once
 
-static __noinline int forward_tunnel(struct __sk_buff *skb, const struct packet *seen, const struct remote *remote, enum reason why)
+static __noinline int forward_tunnel(struct __sk_buff *skb, const struct packet *seen, const struct remote *remote,
+				     enum reason why)
 {
 	return deliver_tunnel(skb, seen, remote, why);
 }
@@ -13,6 +14,19 @@ static __noinline int forward_neighbour(struct __sk_buff *skb, const struct pack
 	return deliver_neighbour(skb, seen, hop, ifindex, why);
 }
 
+/* Whether the sender is to be told that the packet is larger than the way: what is allowed is left in cb[0]. A tunnel's own packets may be
+ * fragmented, so that senders who allow it need not know. */
+static __noinline bool forward_exceeds(struct __sk_buff *skb, const struct packet *p, const struct packet *seen, __u32 mtu,
+				       bool tunnel)
+{
+	__u32 extra = seen->flags & PACKET_DSR ? dsr_len(p) : 0;
+
+	if (!mtu || !packet_exceeds(skb, p, mtu - extra) || (tunnel && !(p->flags & PACKET_DF)))
+		return false;
+	skb->cb[0] = mtu - extra;
+	return true;
+}
+
 /* Sends a packet on that is to look like seen. LB_TOO_BIG: its sender is to be told. rows: destinations of these kinds are reached as the ipcache says, others as the node's
  * routing table does. */
 static __noinline int forward(struct __sk_buff *skb, const struct packet *p, const struct packet *seen, __u32 rows,
@@ -20,7 +34,7 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 {
 	struct endpoint *ep = endpoint_lookup(&seen->dst);
 	struct remote *remote = NULL;
-	__u32 ifindex = 0, mtu = cfg_pod_mtu, extra = seen->flags & PACKET_DSR ? dsr_len(p) : 0;
+	__u32 ifindex = 0, mtu = cfg_pod_mtu;
 	struct addr hop = {};
 	struct device *dev;
 
@@ -42,24 +56,20 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
 		mtu = dev ? dev->mtu : 0;
 	}
-	/* The tunnel's own packets may be fragmented, so that senders who allow it need not know. */
-	if (!ep && packet_exceeds(skb, p, mtu ? mtu - extra : 0) && (p->flags & PACKET_DF || !remote || !(remote->flags & REMOTE_TUNNEL)))
-		goto too_big;
-	if (rewrite_like(skb, p, seen) || (extra && dsr_insert(skb, p)))
+	if (!ep && forward_exceeds(skb, p, seen, mtu, remote && remote->flags & REMOTE_TUNNEL))
+		return LB_TOO_BIG;
+	if (rewrite_like(skb, p, seen) || (seen->flags & PACKET_DSR && dsr_insert(skb, p)))
 		return drop(skb, REASON_REWRITE);
 	if (ep)
 		return deliver_pod(skb, seen, ep, why);
 	if (remote && remote->flags & REMOTE_TUNNEL)
 		return forward_tunnel(skb, seen, remote, why);
 	return forward_neighbour(skb, seen, &hop, ifindex, why);
-too_big:
-	skb->cb[0] = mtu - extra;
-	return LB_TOO_BIG;
 }
 
 /* A packet to a backend elsewhere gets this node's address: that of the device it came by, else the one it was sent to. */
 static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, const struct packet *p, struct packet *seen,
-						 const struct lb_way *way)
+						      const struct lb_way *way)
 {
 	__u32 ifindex = skb->ifindex;
 	struct rewrite to = {};

@@ -197,6 +197,12 @@ static __noinline int lb_settle(const struct packet *p, struct lb_way *way)
 	return 0;
 }
 
+/* The port of a packet that is in pieces cannot be changed where a checksum over all of it covers the port. */
+static __always_inline bool lb_stuck(const struct packet *p, const struct lb_way *way)
+{
+	return p->proto == IPPROTO_SCTP && p->flags & PACKET_FRAGMENT && p->dport != way->choice.to.port;
+}
+
 /* The backend of a packet's connection. 0: *way is filled; LB_NO_SERVICE: the packet is not to a service of ours; LB_ANSWER: it comes
  * from the backend, whose entry is way->client, and is counted; else why it cannot be carried. */
 static __always_inline int lb_connection(const struct packet *p, struct lb_way *way)
@@ -206,6 +212,8 @@ static __always_inline int lb_connection(const struct packet *p, struct lb_way *
 	if (!lb_has_port(p))
 		return LB_NO_SERVICE;
 	rc = lb_established(p, way);
+	if (!rc && lb_stuck(p, way))
+		return REASON_SCTP_PORT;
 	if (rc != LB_NO_SERVICE)
 		return rc == LB_FOREIGN ? LB_NO_SERVICE : rc;
 	if (cfg_services != SERVICE_MODE_ON)

@@ -29,10 +29,10 @@ static __always_inline int rewrite_sum_off(__u8 proto)
 	return -1;
 }
 
-/* Offset of the port of an end in an L4 header, -1: not to be changed. SCTP keeps its ports: its CRC covers them. */
+/* Offset of the port of an end in an L4 header, -1: it has none. */
 static __always_inline int rewrite_port_off(__u8 proto, __u8 end)
 {
-	if (packet_has_ports(proto))
+	if (packet_has_ports(proto) || proto == IPPROTO_SCTP)
 		return end == REWRITE_SRC ? 0 : 2;
 	return packet_is_icmp(proto) ? 4 : -1;
 }
@@ -51,6 +51,22 @@ static __always_inline int rewrite_l3(struct __sk_buff *skb, __u32 l3_off, bool 
 	at = l3_off + (to->end == REWRITE_SRC ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
 	return bpf_l3_csum_replace(skb, l3_off + offsetof(struct iphdr, check), old->w[3], to->addr.w[3], 4) ||
 	       bpf_skb_store_bytes(skb, at, &to->addr.w[3], 4, 0);
+}
+
+/* Another port in an SCTP packet. Not where the rest of the packet is missing, or made by a device from several. A checksum of 0 is still
+ * to be computed. */
+static __always_inline int rewrite_sctp(struct __sk_buff *skb, const struct packet *p, __be16 old_port, const struct rewrite *to)
+{
+	__u32 sum, change = (__u16)(old_port ^ to->port);
+
+	if (p->flags & PACKET_FRAGMENT || skb->gso_size || bpf_skb_load_bytes(skb, p->l4_off + SCTP_SUM, &sum, sizeof(sum)))
+		return -1;
+	if (sum) {
+		sum ^= sctp_change(to->end == REWRITE_SRC ? change : change << 16, p->end - p->l4_off);
+		if (bpf_skb_store_bytes(skb, p->l4_off + SCTP_SUM, &sum, sizeof(sum), BPF_F_RECOMPUTE_CSUM))
+			return -1;
+	}
+	return bpf_skb_store_bytes(skb, p->l4_off + (to->end == REWRITE_SRC ? 0 : 2), &to->port, 2, BPF_F_RECOMPUTE_CSUM) ? -1 : 0;
 }
 
 /* Replaces one end of the packet; 0 or an error that leaves it unusable. p keeps the old values. */
@@ -78,6 +94,8 @@ __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, con
 		     bpf_skb_store_bytes(skb, p->l4_off + port, &to->port, 2, 0)))
 			return -1;
 	}
+	if (p->proto == IPPROTO_SCTP && !(p->flags & PACKET_LATER) && to->port != old_port && rewrite_sctp(skb, p, old_port, to))
+		return -1;
 	return rewrite_l3(skb, L3_OFF, p->flags & PACKET_V6, &from, to) ? -1 : 0;
 }
 
@@ -127,7 +145,8 @@ static __noinline int rewrite_inside(struct __sk_buff *skb, const struct packet 
 }
 
 /* A checksum inside an ICMP message: corrected by diff. Missing (cut off) or absent (UDP 0) is all right. */
-static __noinline int rewrite_inside_sum(struct __sk_buff *skb, const struct packet *p, __u32 off, __u32 diff, bool zero_is_none)
+static __always_inline int rewrite_inside_sum(struct __sk_buff *skb, const struct packet *p, __u32 off, __u32 diff,
+					      bool zero_is_none)
 {
 	__u16 old, new;
 	__u32 sum;
@@ -171,11 +190,11 @@ __noinline int rewrite_inner(struct __sk_buff *skb, const struct packet *p, cons
 		   rewrite_inside_sum(skb, p, l3 + 10, addr_diff, false)) {
 		return -1;
 	}
-	if (port < 0 || sum < 0)
+	if (port < 0)
 		return 0;
 	/* One's complement: the difference of two 16-bit words of the same place. */
 	diff = (diff & 0xffff) + (diff >> 16) + (__u16)~old_port + to->port;
-	if (rewrite_inside_sum(skb, p, in->l4_off + sum, diff, in->proto == IPPROTO_UDP))
+	if (sum >= 0 && rewrite_inside_sum(skb, p, in->l4_off + sum, diff, in->proto == IPPROTO_UDP))
 		return -1;
 	return rewrite_inside(skb, p, in->l4_off + port, &to->port, 2) ? -1 : 0;
 }

@@ -58,7 +58,7 @@ func TestDSRSend(t *testing.T) {
 						return step{what: what, prog: r.objs.StraitFromNet, in: r.fromNet(s), act: actRedirect, reason: verdict.ToBackend, out: out}
 					}
 					next := wire(ask.flag("A"))
-					if proto == protoUDP {
+					if proto != protoTCP {
 						next = withFrontend(t, next, frontend)
 					}
 					r.do(

@@ -114,7 +114,7 @@ func (s skb) l4Layers(t testing.TB, ip gopacket.NetworkLayer) []gopacket.Seriali
 		}
 		return []gopacket.SerializableLayer{udp, gopacket.Payload(s.payload)}
 	case s.proto == protoSCTP:
-		return []gopacket.SerializableLayer{&layers.SCTP{SrcPort: layers.SCTPPort(s.sport), DstPort: layers.SCTPPort(s.dport)}}
+		return []gopacket.SerializableLayer{&layers.SCTP{SrcPort: layers.SCTPPort(s.sport), DstPort: layers.SCTPPort(s.dport)}, gopacket.Payload(s.payload)}
 	}
 	return []gopacket.SerializableLayer{gopacket.Payload(s.payload)}
 }

@@ -39,7 +39,7 @@ const (
 	ServiceInternal     Reason = 51 // cluster address of a service reached from outside the cluster
 	NoServicePort       Reason = 52 // no free port to reach the service's backend with
 	BackendGone         Reason = 53 // the connection's backend is gone
-	SctpPort            Reason = 54 // SCTP to a service whose target port differs
+	SctpPort            Reason = 54 // SCTP in fragments to a service whose target port differs
 	DsrOption           Reason = 55 // option of direct server return by somebody who may not use it
 )
 
@@ -81,7 +81,7 @@ func reasons() []row {
 		{ServiceInternal, "service-internal", "cluster address of a service reached from outside the cluster"},
 		{NoServicePort, "no-service-port", "no free port to reach the service's backend with"},
 		{BackendGone, "backend-gone", "the connection's backend is gone"},
-		{SctpPort, "sctp-port", "SCTP to a service whose target port differs"},
+		{SctpPort, "sctp-port", "SCTP in fragments to a service whose target port differs"},
 		{DsrOption, "dsr-option", "option of direct server return by somebody who may not use it"},
 	}
 }
