@@ -251,6 +251,7 @@ func (m *Member) configureStrait() error {
 // Started is how a cold start went.
 type Started struct {
 	Took time.Duration // from the start of the daemon until every checkpoint was reachable
+	CPU  time.Duration // of the daemon and the commands it ran, until then
 	// RSS and Peak of the daemon in KiB, a few seconds later.
 	RSS, Peak int
 }
@@ -274,6 +275,9 @@ func (m *Member) ColdStart(settle time.Duration) (Started, error) {
 		return out, fmt.Errorf("services of %s are not programmed: %w: %s", m.Name, err, text[max(0, len(text)-1000):])
 	}
 	out.Took = a.Sub(begin)
+	if out.CPU, err = m.used(); err != nil {
+		return out, err
+	}
 	time.Sleep(settle)
 	if out.RSS, err = m.memory("VmRSS"); err != nil {
 		return out, err
@@ -319,6 +323,27 @@ func (m *Member) whileAlive(reached chan seen) (node.Moment, error) {
 
 // errServed is returned when services work without the system that is to serve them.
 var errServed = errors.New("they are served already")
+
+// ticks is the kernel's USER_HZ, fixed in its interface.
+const ticks = 100
+
+// used is the daemon's CPU time with that of its ended children; proc(5), fields 14 to 17 of stat, counted after the name.
+func (m *Member) used() (time.Duration, error) {
+	text, err := os.ReadFile(m.Root(filepath.Join("/proc", strconv.Itoa(m.pid), "stat")))
+	if err != nil {
+		return 0, fmt.Errorf("CPU time of %s: %w", m.Name, err)
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	total := 0
+	for _, i := range []int{11, 12, 13, 14} {
+		n, err := strconv.Atoi(fields[i])
+		if err != nil {
+			return 0, fmt.Errorf("CPU time of %s: %w", m.Name, err)
+		}
+		total += n
+	}
+	return time.Duration(total) * time.Second / ticks, nil
+}
 
 // memory reads a field of the daemon's status in KiB.
 func (m *Member) memory(field string) (int, error) {

@@ -94,7 +94,8 @@ type CNI struct {
 type Start struct {
 	System   string  `json:"system"`
 	Services int     `json:"services"`
-	Seconds  float64 `json:"s"` // until connections through services all over the list succeeded
+	Seconds  float64 `json:"s"`     // until connections through services all over the list succeeded
+	CPU      float64 `json:"cpu_s"` // of the daemon and what it ran, until then
 	RSSKiB   int     `json:"rss_kib"`
 	PeakKiB  int     `json:"peak_rss_kib"`
 }
@@ -219,9 +220,13 @@ func (r *Run) Save(dir string) (string, error) {
 	return file, r.SavePage(dir, filepath.Base(file))
 }
 
-// SavePage writes the page about the results file into dir.
+// SavePage writes the page about the results file into dir, with the targets of rows that only earlier files have.
 func (r *Run) SavePage(dir, file string) error {
-	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.Markdown(file)), 0o644); err != nil {
+	earlier, err := r.earlier(dir, file)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.Markdown(file)+earlier), 0o644); err != nil {
 		return fmt.Errorf("write results page: %w", err)
 	}
 	return nil

@@ -114,6 +114,7 @@ func (r *Run) judgeStarts() []Row {
 		}
 		what := fmt.Sprintf("cold start with %s services", count(s.Services))
 		rows = append(rows, absolute("8", what+": until all work", s.System, s.Seconds, "s", took),
+			absolute("8", what+": CPU time", s.System, s.CPU, "s", Bound{}),
 			absolute("8", what+": RSS", s.System, float64(s.RSSKiB)/1024, "MiB", memory),
 			absolute("8", what+": peak RSS", s.System, float64(s.PeakKiB)/1024, "MiB", Bound{}))
 	}

@@ -94,9 +94,10 @@ func (r *rig) member(ctx context.Context, cluster *path.Cluster, system path.Sys
 	if err != nil {
 		return nil, err
 	}
-	r.Say("%s with %d services: all work after %s, RSS %d MiB, peak %d MiB", system.Name, n, start.Took.Round(time.Millisecond), start.RSS>>10, start.Peak>>10)
+	r.Say("%s with %d services: all work after %s, %s of CPU time, RSS %d MiB, peak %d MiB", system.Name, n,
+		start.Took.Round(time.Millisecond), start.CPU, start.RSS>>10, start.Peak>>10)
 	if r.wants("8") {
-		r.run.Starts = append(r.run.Starts, result.Start{System: system.Name, Services: n, Seconds: start.Took.Seconds(), RSSKiB: start.RSS, PeakKiB: start.Peak})
+		r.run.Starts = append(r.run.Starts, result.Start{System: system.Name, Services: n, Seconds: start.Took.Seconds(), CPU: start.CPU.Seconds(), RSSKiB: start.RSS, PeakKiB: start.Peak})
 	}
 	if r.wants("7") {
 		if err := r.changes(m, n); err != nil {

@@ -57,7 +57,7 @@ func (n *Namespace) FullChecksums(device string) error {
 		if err != nil {
 			return fmt.Errorf("open socket: %w", err)
 		}
-		r := ifreq{data: &ethtoolValue{command: unix.ETHTOOL_STXCSUM}}
+		r := ifreq{data: &ethtoolValue{command: unix.ETHTOOL_STXCSUM, data: 0}}
 		copy(r.name[:unix.IFNAMSIZ-1], device)
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&r)))
 		if errno != 0 {
