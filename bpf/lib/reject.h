@@ -15,6 +15,7 @@ struct reject_icmp {
 
 #define REJECT_QUOTE4 (sizeof(struct iphdr) + 8)
 #define REJECT_QUOTE6 (sizeof(struct ipv6hdr) + 8)
+#define REJECT_QUOTE6_FRAGMENT (REJECT_QUOTE6 + 8) /* with the header that makes it a fragment: else nobody knows whose it is */
 
 struct reject_error4 {
 	struct iphdr ip;
@@ -131,15 +132,14 @@ static __noinline int reject_reset(struct __sk_buff *skb, const struct packet *p
 }
 
 /* Moves the beginning of the packet to where an error quotes it, and cuts off the rest. *sum is increased by its checksum. */
-static __noinline int reject_quote(struct __sk_buff *skb, __u32 to, bool v6, __u32 *sum)
+static __noinline int reject_quote(struct __sk_buff *skb, __u32 to, __u32 len, __u32 *sum)
 {
-	__be32 quote[REJECT_QUOTE6 / 4] = {};
-	__u32 len = v6 ? REJECT_QUOTE6 : REJECT_QUOTE4;
+	__be32 quote[REJECT_QUOTE6_FRAGMENT / 4] = {};
 
-	if (bpf_skb_load_bytes(skb, L3_OFF, quote, v6 ? REJECT_QUOTE6 : REJECT_QUOTE4))
+	if (len < REJECT_QUOTE4 || len > sizeof(quote) || bpf_skb_load_bytes(skb, L3_OFF, quote, len))
 		return -1;
 	*sum += reject_fold(bpf_csum_diff(NULL, 0, quote, sizeof(quote), 0));
-	return bpf_skb_change_tail(skb, to + len, 0) || bpf_skb_store_bytes(skb, to, quote, v6 ? REJECT_QUOTE6 : REJECT_QUOTE4, 0);
+	return bpf_skb_change_tail(skb, to + len, 0) || bpf_skb_store_bytes(skb, to, quote, len, 0);
 }
 
 /* Port unreachable or, with an MTU, too big (RFC 792, 1191). */
@@ -148,7 +148,7 @@ static __noinline int reject_error4(struct __sk_buff *skb, const struct packet *
 	struct reject_error4 e = { .icmp = { .type = 3, .code = mtu ? 4 : 3, .mtu = bpf_htonl(mtu & 0xffff) } };
 	__u32 sum = 0;
 
-	if (reject_quote(skb, L3_OFF + sizeof(e), false, &sum))
+	if (reject_quote(skb, L3_OFF + sizeof(e), REJECT_QUOTE4, &sum))
 		return -1;
 	e.icmp.check = ~reject_fold((__u64)sum + reject_fold(bpf_csum_diff(NULL, 0, (__be32 *)&e.icmp, sizeof(e.icmp), 0)));
 	reject_ip4(&e.ip, p, sizeof(e) + REJECT_QUOTE4, IPPROTO_ICMP);
@@ -159,10 +159,11 @@ static __noinline int reject_error4(struct __sk_buff *skb, const struct packet *
 static __noinline int reject_error6(struct __sk_buff *skb, const struct packet *p, __u32 mtu)
 {
 	struct reject_error6 e = { .icmp = { .type = mtu ? 2 : 1, .code = mtu ? 0 : 4, .mtu = bpf_htonl(mtu) } };
-	const __u32 len = sizeof(e.icmp) + REJECT_QUOTE6;
+	__u32 quote = p->flags & PACKET_FRAGMENT ? REJECT_QUOTE6_FRAGMENT : REJECT_QUOTE6;
+	__u32 len = sizeof(e.icmp) + quote;
 	__u32 sum = reject_fold(reject_pseudo(p, len, IPPROTO_ICMPV6));
 
-	if (reject_quote(skb, L3_OFF + sizeof(e), true, &sum))
+	if (reject_quote(skb, L3_OFF + sizeof(e), quote, &sum))
 		return -1;
 	e.icmp.check = ~reject_fold((__u64)sum + reject_fold(bpf_csum_diff(NULL, 0, (__be32 *)&e.icmp, sizeof(e.icmp), 0)));
 	reject_ip6(&e.ip, p, len, IPPROTO_ICMPV6);
@@ -177,7 +178,8 @@ static __noinline int reject_send(struct __sk_buff *skb, const struct packet *p,
 	struct remote *remote;
 
 	if (ep && ep->ifindex == skb->ifindex)
-		return packet_set_macs(skb, ep->pod_mac) ? finish(skb, why, bpf_redirect_peer(skb->ifindex, 0)) : drop(skb, REASON_REWRITE);
+		return packet_set_macs(skb, ep->pod_mac) ? finish(skb, why, bpf_redirect_peer(skb->ifindex, 0))
+							 : drop(skb, REASON_REWRITE);
 	if (skb->ifindex == cfg_vxlan_ifindex) {
 		remote = ipcache_find(&p->src);
 		if (!remote || !(remote->flags & REMOTE_TUNNEL) || encap_set(skb, remote))
@@ -195,6 +197,8 @@ static __always_inline bool reject_may(const struct packet *p)
 {
 	__u32 plain = L3_OFF + (p->flags & PACKET_V6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 
+	if (p->flags & PACKET_V6 && p->flags & PACKET_FRAGMENT && p->proto != IPPROTO_TCP)
+		plain += 8;
 	if (p->flags & (PACKET_ERROR | PACKET_LATER) || p->l4_off != plain || addr_is_zero(&p->src))
 		return false;
 	return !addr_is_multicast(&p->src, p->flags & PACKET_V6);
