@@ -39,6 +39,7 @@ type Cluster struct {
 	bin     string
 	objects string
 	files   map[string]string
+	xdp     bool // devices send what XDP on their other end has sent
 }
 
 // Node is one node of a Cluster.
@@ -94,6 +95,7 @@ func NewCluster(t T, o Options) *Cluster {
 	cgroup := newCgroup(t, name)
 	switchNS := hold(t, "underlay", cgroup, syscall.CLONE_NEWNET)
 	switchNS.Do(func() { must(t, addBridge()) })
+	c.xdp = wantsXDP(o.Config)
 	for i := range o.Nodes {
 		c.Nodes = append(c.Nodes, c.newNode(i, cgroup, switchNS, o.Config))
 	}
@@ -130,6 +132,9 @@ func (c *Cluster) plug(ns, underlay *Namespace, port string, addrs ...netip.Addr
 		link, err := netlink.LinkByName(port)
 		must(c.t, err)
 		must(c.t, netlink.LinkSetUp(link))
+		if c.xdp {
+			must(c.t, passXDP(link))
+		}
 	})
 	ns.Do(func() {
 		eth0, err := netlink.LinkByName("eth0")
