@@ -91,9 +91,9 @@ func insideConfig(from, to string, server netip.AddrPort) error {
 	return clientcmd.WriteToFile(*config, to)
 }
 
-// runSuite runs the specs where the nodes' addresses can be reached.
+// runSuite runs the specs outside the nodes' network, where some of them believe to be, and from where all nodes can be reached.
 func runSuite(state wire.State, c suite.Config) error {
-	machine, err := state.Machine(topology.ControlPlane)
+	machine, err := state.Machine(topology.Outside)
 	if err != nil {
 		return err
 	}

@@ -77,6 +77,7 @@ func AgnhostSpec(bin string) (Spec, error) {
 		"/bin/busybox":       {Source: "/bin/busybox", Mode: 0o755},
 		"/etc/passwd":        {Text: "root:x:0:0:root:/root:/bin/sh\ntcpdump:x:72:72::/:/bin/sh\nuser-defined-in-image:x:1000:1000::/:/bin/sh\n", Mode: 0o644},
 		"/etc/group":         {Text: "root:x:0:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n", Mode: 0o644},
+		"/etc/wgetrc":        {Text: "tries = 1\n", Mode: 0o644}, // as busybox's wget, which the tests expect; else no refusal is told for minutes
 		"/etc/nsswitch.conf": {Text: "passwd: files\ngroup: files\nhosts: files dns\n", Mode: 0o644},
 	}
 	for _, a := range applets() {
