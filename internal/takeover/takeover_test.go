@@ -15,7 +15,9 @@ var equal = cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })
 func view() View {
 	services := []string{"10.96.0.20:80", "172.18.0.11:30080", "127.0.0.1:30080", "[fd96::20]:80"}
 	return View{
-		Service: func(a netip.AddrPort, protocol uint8) bool { return protocol != 99 && slices.Contains(services, a.String()) },
+		Service: func(a netip.AddrPort, protocol uint8) bool {
+			return protocol != 99 && slices.Contains(services, a.String())
+		},
 		Backend: func(a netip.AddrPort, _ uint8) (uint32, uint32, bool) {
 			known := []string{"10.244.1.5:8080", "10.244.2.7:8080", "172.18.0.11:9090", "[fd44::1:5]:8080"}
 			i := slices.Index(known, a.String())
