@@ -413,16 +413,22 @@ func (m *Member) Direct(name string) (*Path, error) {
 	return m.cluster.site.between(p, [2]*node.Node{m.Node, m.Node}, made[0], made[1])
 }
 
-// Service is direct by way of a ClusterIP whose only endpoint is direct's server.
+// Service is like direct, by way of a ClusterIP. Its server is another one: where netfilter translates, a connection would collide with
+// the leftover of a direct one between the same ports.
 func (m *Member) Service(name string, direct *Path) (*Path, error) {
 	c := m.cluster
+	backend, err := m.Backend("service-server")
+	if err != nil {
+		return nil, err
+	}
 	c.services++
 	s := kube.Service{Name: label(name), Addresses: map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 96, 1, byte(c.services)}), 6: serviceAddress6(c.services)},
 		Ports: servicePorts(0, rr.CRR)}
-	if err := c.server.Publish(c.site.ctx, s, direct.Address, m.Name); err != nil {
+	if err := c.server.Publish(c.site.ctx, s, backend.pod.address, m.Name); err != nil {
 		return nil, err
 	}
 	p := *direct
+	p.Server = backend.end
 	p.Name, p.About, p.Address, p.Modes = name, direct.About+", by ClusterIP", s.Addresses, []rr.Mode{rr.CRR}
 	return &p, c.proven(&p)
 }
