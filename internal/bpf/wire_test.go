@@ -230,6 +230,7 @@ func (c *cluster) node(n int, network Network) *wireNode {
 		node.rig.st, node.rig.net = 0, c.index("eth0")
 		o := &node.rig.objs
 		c.attach("eth0", o.StraitFromNet, ebpf.AttachTCXIngress)
+		c.attach("eth0", o.StraitToNet, ebpf.AttachTCXEgress)
 		c.attach("strait_vxlan", o.StraitFromVx, ebpf.AttachTCXIngress)
 		c.attach("strait_vxlan", o.StraitToVx, ebpf.AttachTCXEgress)
 		c.check(o.StraitDevice.Put(uint32(c.index("eth0")), Device{Mtu: 1500, Addr4: AddrFrom(nodeIP(n, false)), Addr6: AddrFrom(nodeIP(n, true))}))
@@ -253,6 +254,7 @@ func (c *cluster) load(network Network, vx int) *rig {
 	r.set(spec, DatapathVarCfgVxlanIfindex, uint32(vx))
 	r.set(spec, DatapathVarCfgMasqPortMin, uint16(portMin))
 	r.set(spec, DatapathVarCfgMasqPortMax, uint16(portMax))
+	r.set(spec, DatapathVarCfgServices, ServicesOn)
 	c.check(spec.LoadAndAssign(&r.objs, nil))
 	c.t.Cleanup(func() { r.objs.Close() })
 	return r
