@@ -413,8 +413,8 @@ func (m *Member) Direct(name string) (*Path, error) {
 	return m.cluster.site.between(p, [2]*node.Node{m.Node, m.Node}, made[0], made[1])
 }
 
-// Service is like direct, by way of a ClusterIP. Its server is another one: where netfilter translates, a connection would collide with
-// the leftover of a direct one between the same ports.
+// Service is like direct, by way of a ClusterIP. Its server is another one, so that what netfilter remembers of direct connections between
+// the same ports cannot be in the way: with one server, connects by way of kube-proxy timed out now and then.
 func (m *Member) Service(name string, direct *Path) (*Path, error) {
 	c := m.cluster
 	backend, err := m.Backend("service-server")
