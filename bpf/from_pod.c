@@ -106,6 +106,8 @@ static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p
 		if (rc != LB_NO_SERVICE)
 			return rc;
 	}
+	if (cfg_services != SERVICE_MODE_ON && !(flags & REMOTE_POD) && stack_serves(p))
+		return to_stack(skb);
 	if (cfg_services != SERVICE_MODE_OFF && !(flags & REMOTE_POD) && !(p->flags & PACKET_ERROR)) {
 		rc = from_pod_service(skb, p);
 		if (rc != LB_NO_SERVICE)
@@ -171,7 +173,7 @@ int strait_from_pod(struct __sk_buff *skb)
 		return drop(skb, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	if (STACK_SHARES && (stack_holds(&p) || stack_serves(&p)))
+	if (STACK_SHARES && stack_holds(&p))
 		return to_stack(skb);
 	ep = endpoint_lookup(&p.dst);
 	rc = ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);

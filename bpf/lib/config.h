@@ -15,6 +15,7 @@ enum service_mode {
 };
 
 const volatile __u32 cfg_vxlan_ifindex; /* 0: no tunnel device */
+const volatile __u16 cfg_vxlan_port;	/* host order, of the tunnel's own packets; 0: not known */
 const volatile __u32 cfg_pod_mtu;	/* largest L3 packet a pod may send to another node; 0: not checked */
 const volatile enum network cfg_network;
 const volatile __u16 cfg_masq_port_min; /* host order, inclusive */

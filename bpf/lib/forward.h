@@ -150,6 +150,16 @@ static __noinline int forward_answer(struct __sk_buff *skb, struct packet *p, co
 	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
 }
 
+/* A packet that carries one of the tunnel's: most of what comes to a node's address. A connection is not looked for. */
+static __always_inline bool forward_carrier(const struct packet *p)
+{
+	struct sockaddr_key front = { .addr = p->dst, .port = p->dport, .proto = p->proto };
+
+	if (!cfg_vxlan_port || p->proto != IPPROTO_UDP || p->dport != bpf_htons(cfg_vxlan_port))
+		return false;
+	return !bpf_map_lookup_elem(&strait_service, &front); /* an address of a service may have the same port */
+}
+
 /* What comes from another machine and is for no pod here: an answer to a pod or to a client of a service, a packet to a service, or the
  * stack's. */
 static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
@@ -172,6 +182,8 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 	if (e)
 		return world_return(skb, p, e);
 	if (cfg_services == SERVICE_MODE_OFF || (STACK_SHARES && stack_holds(p)))
+		return to_stack(skb);
+	if (forward_carrier(p))
 		return to_stack(skb);
 	rc = forward_service(skb, p);
 	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;

@@ -153,7 +153,7 @@ func (n *node) load(podMTU int) error {
 		return err
 	}
 	programs, err := n.newPrograms(load.Config{
-		Network: n.cfg.Network, VXLANIndex: tunnel, PodMTU: podMTU,
+		Network: n.cfg.Network, VXLANIndex: tunnel, VXLANPort: n.cfg.VXLAN.Port, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported || n.decided.Mode == config.ServicesOn,
 		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
 		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff,

@@ -403,6 +403,7 @@ const (
 	DatapathVarCfgPodMtu       = "cfg_pod_mtu"
 	DatapathVarCfgServices     = "cfg_services"
 	DatapathVarCfgVxlanIfindex = "cfg_vxlan_ifindex"
+	DatapathVarCfgVxlanPort    = "cfg_vxlan_port"
 )
 
 // LoadDatapath returns the embedded CollectionSpec for Datapath.
@@ -508,6 +509,7 @@ type DatapathVariableSpecs struct {
 	CfgPodMtu       *ebpf.VariableSpec `ebpf:"cfg_pod_mtu"`
 	CfgServices     *ebpf.VariableSpec `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.VariableSpec `ebpf:"cfg_vxlan_ifindex"`
+	CfgVxlanPort    *ebpf.VariableSpec `ebpf:"cfg_vxlan_port"`
 }
 
 // DatapathObjects contains all objects after they have been loaded into the kernel.
@@ -591,6 +593,7 @@ type DatapathVariables struct {
 	CfgPodMtu       *ebpf.Variable `ebpf:"cfg_pod_mtu"`
 	CfgServices     *ebpf.Variable `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.Variable `ebpf:"cfg_vxlan_ifindex"`
+	CfgVxlanPort    *ebpf.Variable `ebpf:"cfg_vxlan_port"`
 }
 
 // DatapathPrograms contains all programs after they have been loaded into the kernel.

@@ -49,7 +49,7 @@ func TestDSRSend(t *testing.T) {
 				}
 				return withMACs(s, r.mac, macPod).bytes(t)
 			}
-			for _, proto := range transports() {
+			for _, proto := range protocols() {
 				r.each(f.name+" "+name+" "+proto.String(), func(r *rig) {
 					t := r.t
 					r.serve(setID, front{at: at(f.any(), nodePort), proto: proto, flags: ServiceNodePort | ServiceDSR, backends: []netip.AddrPort{backend}})
@@ -108,7 +108,7 @@ func TestDSRReceive(t *testing.T) {
 	for _, f := range families() {
 		r := newServiceRig(t, NetworkIsolated) // services are the way in of an isolated network
 		client, frontend, pod, own := at(f.world, 40000), at(f.nativeNode, nodePort), at(f.podA, 8080), at(f.node, 8080)
-		for _, proto := range transports() {
+		for _, proto := range protocols() {
 			ask := skb{proto: proto, tcp: "S", payload: []byte("hello")}.from(client)
 			r.each(f.name+" pod "+proto.String(), func(r *rig) {
 				t := r.t

@@ -144,6 +144,7 @@ func newRigWith(t testing.TB, network Network, change func(*ebpf.CollectionSpec,
 	r.set(spec, DatapathVarCfgNetwork, network)
 	r.set(spec, DatapathVarCfgPodMtu, uint32(podMTU))
 	r.set(spec, DatapathVarCfgVxlanIfindex, uint32(vxIfindex))
+	r.set(spec, DatapathVarCfgVxlanPort, uint16(8472))
 	r.set(spec, DatapathVarCfgMasqPortMin, uint16(portMin))
 	r.set(spec, DatapathVarCfgMasqPortMax, uint16(portMax))
 	change(spec, r)

@@ -338,6 +338,7 @@ const (
 	SelectVarCfgPodMtu       = "cfg_pod_mtu"
 	SelectVarCfgServices     = "cfg_services"
 	SelectVarCfgVxlanIfindex = "cfg_vxlan_ifindex"
+	SelectVarCfgVxlanPort    = "cfg_vxlan_port"
 )
 
 // LoadSelect returns the embedded CollectionSpec for Select.
@@ -427,6 +428,7 @@ type SelectVariableSpecs struct {
 	CfgPodMtu       *ebpf.VariableSpec `ebpf:"cfg_pod_mtu"`
 	CfgServices     *ebpf.VariableSpec `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.VariableSpec `ebpf:"cfg_vxlan_ifindex"`
+	CfgVxlanPort    *ebpf.VariableSpec `ebpf:"cfg_vxlan_port"`
 }
 
 // SelectObjects contains all objects after they have been loaded into the kernel.
@@ -511,6 +513,7 @@ type SelectVariables struct {
 	CfgPodMtu       *ebpf.Variable `ebpf:"cfg_pod_mtu"`
 	CfgServices     *ebpf.Variable `ebpf:"cfg_services"`
 	CfgVxlanIfindex *ebpf.Variable `ebpf:"cfg_vxlan_ifindex"`
+	CfgVxlanPort    *ebpf.Variable `ebpf:"cfg_vxlan_port"`
 }
 
 // SelectPrograms contains all programs after they have been loaded into the kernel.

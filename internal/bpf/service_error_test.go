@@ -47,7 +47,7 @@ func TestServiceErrors(t *testing.T) {
 			{"pod to pod elsewhere", f.podA, at(f.world.Next(), nodePort), f.nativePod, pod0, false, false, net0, toPod, plain, [2]uint32{actRedirect, actRedirect}, verdict.ToLocalPod},
 			{"pod to itself", f.podA, at(f.world.Next(), nodePort), f.podA, pod0, false, true, pod0, toPod, toPod, [2]uint32{actRedirect, actRedirect}, verdict.ToClient},
 		} {
-			for _, proto := range transports() {
+			for _, proto := range protocols() {
 				r.each(f.name+" "+tc.name+" "+proto.String(), func(r *rig) {
 					t := r.t
 					client, backend := at(tc.client, 40000), at(tc.backend, 8080)

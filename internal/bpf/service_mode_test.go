@@ -21,7 +21,7 @@ func newModeRig(t testing.TB, mode ServiceMode, imported bool) *rig {
 func TestServicesOff(t *testing.T) {
 	for _, f := range families() {
 		r := newModeRig(t, ServicesOff, false)
-		for _, proto := range transports() {
+		for _, proto := range protocols() {
 			vip := at(f.world.Next(), 80)
 			s := func(from, to netip.AddrPort, tcp string) skb { return skb{proto: proto, tcp: tcp}.from(from).to(to) }
 			stack := func(what string, prog *ebpf.Program, in []byte) step {
@@ -97,7 +97,7 @@ func TestImported(t *testing.T) {
 	for _, f := range families() {
 		r := newModeRig(t, ServicesOn, true)
 		client, frontend, pod, us := at(f.world, 4000), at(f.node, nodePort), at(f.podA, 8080), at(f.node, 60123)
-		for _, proto := range transports() {
+		for _, proto := range protocols() {
 			r.each(f.name+" "+proto.String(), func(r *rig) {
 				t := r.t
 				r.serve(setID, front{at: at(f.any(), nodePort), proto: proto, flags: ServiceNodePort, backends: []netip.AddrPort{pod}})

@@ -42,7 +42,7 @@ func TestServiceFromPod(t *testing.T) {
 				r.objs.StraitToPod, func(s skb) skb { return s }, actStack, verdict.ToLocalPod},
 		} {
 			for _, frontend := range []netip.AddrPort{at(f.world.Next(), 80), at(f.node, nodePort), at(f.nativeNode, nodePort)} {
-				for _, proto := range transports() {
+				for _, proto := range protocols() {
 					r.each(f.name+" "+tc.name+" by "+frontend.String()+" "+proto.String(), func(r *rig) {
 						t := r.t
 						s := front{at: frontend, proto: proto, flags: ServiceClusterIP, backends: []netip.AddrPort{at(tc.backend, 8080)}}
@@ -90,7 +90,7 @@ func TestServiceFromPod(t *testing.T) {
 func TestServiceFromPodOutside(t *testing.T) {
 	for _, f := range families() {
 		r := newServiceRig(t, NetworkIsland)
-		for _, proto := range transports() {
+		for _, proto := range protocols() {
 			r.each(f.name+" "+proto.String(), func(r *rig) {
 				t := r.t
 				frontend, backend, client := at(f.world.Next(), 80), at(f.world, 8080), at(f.podA, 40000)
@@ -123,7 +123,7 @@ func TestServiceFromPodOutside(t *testing.T) {
 func TestServiceOnNode(t *testing.T) {
 	for _, f := range families() {
 		r := newServiceRig(t, NetworkIsland)
-		for _, proto := range transports() {
+		for _, proto := range protocols() {
 			r.each(f.name+" "+proto.String(), func(r *rig) {
 				t := r.t
 				frontend, backend, client := at(f.world.Next(), 80), at(f.node, 8080), at(f.world, 40000)
@@ -165,7 +165,7 @@ func TestServiceRefused(t *testing.T) {
 			{"host port of another node", front{at: wild, flags: ServiceHostPort, backends: pod}, netip.Prefix{}, at(f.nativeNode, nodePort), actStack, verdict.ToStack},
 			{"another port", front{at: wild, flags: ServiceNodePort, backends: pod}, netip.Prefix{}, at(f.node, nodePort+1), actStack, verdict.ToStack},
 		} {
-			for _, proto := range transports() {
+			for _, proto := range protocols() {
 				r.each(f.name+" "+tc.name+" "+proto.String(), func(r *rig) {
 					tc.s.proto = proto
 					r.serve(setID, tc.s)

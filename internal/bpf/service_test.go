@@ -111,7 +111,9 @@ func (s skb) reverse() skb {
 	return s
 }
 
-func transports() []layers.IPProtocol { return []layers.IPProtocol{protoTCP, protoUDP, protoSCTP} }
+// transports are the protocols whose ports can be masqueraded, protocols all that services have.
+func transports() []layers.IPProtocol { return []layers.IPProtocol{protoTCP, protoUDP} }
+func protocols() []layers.IPProtocol  { return append(transports(), protoSCTP) }
 
 // TestServiceToPod: a client outside reaches a pod of this node under its own address, and gets the answer from the frontend.
 func TestServiceToPod(t *testing.T) {
@@ -124,7 +126,7 @@ func TestServiceToPod(t *testing.T) {
 			"host port":     {at: at(f.any(), nodePort), flags: ServiceHostPort},
 			"local policy":  {at: at(f.any(), nodePort), flags: ServiceNodePort | ServiceOuterLocal},
 		} {
-			for _, proto := range transports() {
+			for _, proto := range protocols() {
 				r.each(f.name+" "+name+" "+proto.String(), func(r *rig) {
 					t := r.t
 					pod := at(f.podA, 8080)
@@ -176,7 +178,7 @@ func TestServiceElsewhere(t *testing.T) {
 			"outside":  {backend: f.world.Next(), in: func(r *rig) *ebpf.Program { return r.objs.StraitFromNet }},
 			"node":     {backend: f.nativeNode, in: func(r *rig) *ebpf.Program { return r.objs.StraitFromNet }},
 		} {
-			for _, proto := range transports() {
+			for _, proto := range protocols() {
 				r.each(f.name+" "+name+" "+proto.String(), func(r *rig) {
 					t := r.t
 					backend := at(tc.backend, 8080)

@@ -14,7 +14,7 @@ func BenchmarkEstablished(b *testing.B) {
 	const batch, loopback = 200, 1
 	zero := make(net.HardwareAddr, 6)
 	for _, f := range families() {
-		r := newRig(b, NetworkIsland)
+		r := newServiceRig(b, NetworkIsland)
 		r.check(r.objs.StraitEndpoint.Put(AddrFrom(f.podA), Endpoint{Ifindex: loopback}))
 		tcp := skb{src: f.podA, dst: f.podB, proto: protoTCP, sport: 40000, dport: 80, tcp: "A", ttl: 255}
 		fromTunnel := skb{src: f.tunnelPod, dst: f.podA, proto: protoTCP, sport: 40000, dport: 80, tcp: "A", ttl: 255}
@@ -35,6 +35,7 @@ func BenchmarkEstablished(b *testing.B) {
 			{"from tunnel to pod", r.objs.StraitFromVx, fromTunnel.bytes(b), actRedirect},
 			{"from net to pod", r.objs.StraitFromNet, withMACs(fromNative, zero, zero).bytes(b), actRedirect},
 			{"from net to node", r.objs.StraitFromNet, withMACs(skb{src: f.world, dst: f.node, proto: protoTCP, sport: 1, dport: 22, tcp: "A"}, zero, zero).bytes(b), actStack},
+			{"from net, a tunnel's packet", r.objs.StraitFromNet, withMACs(skb{src: f.tunnelNode, dst: f.node, proto: protoUDP, sport: 1, dport: 8472}, zero, zero).bytes(b), actStack},
 			{"from node to pod", r.objs.StraitToPod, skb{src: f.node, dst: f.podA, proto: protoTCP, sport: 1, dport: 22, tcp: "A"}.bytes(b), actStack},
 		} {
 			b.Run(f.name+" "+tc.name, func(b *testing.B) {

@@ -20,6 +20,7 @@ import (
 type Config struct {
 	Network      config.Network
 	VXLANIndex   int    // of the tunnel device; 0: there is none
+	VXLANPort    uint16 // of the tunnel's packets between nodes
 	PodMTU       int    // largest packet from a pod to another node; 0: not checked
 	MasqueradeLo uint16 // ports of masqueraded connections, inclusive
 	MasqueradeHi uint16
@@ -174,6 +175,7 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 		bpf.DatapathVarCfgImported:     c.Imported,
 		bpf.DatapathVarCfgNetwork:      network,
 		bpf.DatapathVarCfgVxlanIfindex: uint32(c.VXLANIndex),
+		bpf.DatapathVarCfgVxlanPort:    c.VXLANPort,
 		bpf.DatapathVarCfgPodMtu:       uint32(c.PodMTU),
 		bpf.DatapathVarCfgMasqPortMin:  c.MasqueradeLo,
 		bpf.DatapathVarCfgMasqPortMax:  c.MasqueradeHi,
