@@ -50,6 +50,9 @@ func newXDPRig(t testing.TB, change func(*ebpf.CollectionSpec, *rig)) *rig {
 	return r
 }
 
+// xdpTransports are what XDP carries: the checksum of SCTP covers the whole packet.
+func xdpTransports() []layers.IPProtocol { return []layers.IPProtocol{protoTCP, protoUDP} }
+
 func onlyServices(*ebpf.CollectionSpec, *rig) {}
 
 func (r *rig) xdp(in []byte) (uint32, []byte, verdict.Reason) {
@@ -157,7 +160,7 @@ func TestXDPElsewhere(t *testing.T) {
 	for _, f := range families() {
 		r := newXDPRig(t, onlyServices)
 		for name, backend := range map[string]netip.Addr{"pod": f.nativePod, "node": f.nativeNode, "outside": f.world.Next()} {
-			for _, proto := range transports() {
+			for _, proto := range xdpTransports() {
 				r.each(f.name+" "+name+" "+proto.String(), func(r *rig) {
 					w := r.xdpWay(f, proto, backend, 0)
 					w.first()
@@ -186,7 +189,7 @@ func TestXDPElsewhere(t *testing.T) {
 func TestXDPAsTC(t *testing.T) {
 	for _, f := range families() {
 		r := newXDPRig(t, onlyServices)
-		for _, proto := range transports() {
+		for _, proto := range xdpTransports() {
 			for _, dsr := range []ServiceFlags{0, ServiceDSR} {
 				for _, payload := range [][]byte{nil, []byte("odd"), make([]byte, 1000)} {
 					// The connection twice on empty maps: by tc alone, then by XDP where that takes a packet.
@@ -237,7 +240,7 @@ func TestXDPAsTC(t *testing.T) {
 func TestXDPPasses(t *testing.T) {
 	for _, f := range families() {
 		r := newXDPRig(t, onlyServices)
-		for _, proto := range transports() {
+		for _, proto := range xdpTransports() {
 			r.each(f.name+" "+proto.String(), func(r *rig) {
 				w := r.xdpWay(f, proto, f.nativePod, 0)
 				w.ask.payload = make([]byte, 100) // no frame is padded
