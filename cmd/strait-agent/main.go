@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/strait-net/strait/internal/agent"
@@ -32,8 +31,6 @@ func main() {
 		fmt.Fprintf(os.Stderr, "strait-agent: unexpected argument %q\n", flag.Arg(0))
 		os.Exit(2)
 	}
-	// The heap is small and changes slowly; half as much garbage costs little CPU and a third of the memory at 10,000 services.
-	debug.SetGCPercent(50)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := agent.Run(ctx, c); err != nil {

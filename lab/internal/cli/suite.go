@@ -48,7 +48,7 @@ func suiteCommand(p places, name *string) *cobra.Command {
 				return err
 			}
 			failed := runSuite(state, c)
-			return errors.Join(failed, summarize(c, summary))
+			return errors.Join(failed, writeSummary(c, summary))
 		},
 	}
 	cmd.Flags().StringVar(&c.Focus, "focus", `\[sig-network\] Services`, "specs to run, a regular expression")
@@ -113,7 +113,7 @@ func runSuite(state wire.State, c suite.Config) error {
 	return nil
 }
 
-func summarize(c suite.Config, path string) error {
+func writeSummary(c suite.Config, path string) error {
 	report, err := os.Open(filepath.Join(c.Dir, suite.ReportFile))
 	if err != nil {
 		return err
