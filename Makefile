@@ -15,7 +15,7 @@ GOLANGCI := v2.15.0
 
 export CGO_ENABLED = 0
 
-.PHONY: help build generate verify test test-race fuzz e2e e2e-upstream bench lint format up down image clean
+.PHONY: help build generate verify test test-race fuzz e2e e2e-takeover e2e-upstream bench lint format up down image clean
 
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,14 @@ fuzz: ## run each fuzz target for a moment (FUZZTIME=30s, or 10000x for a number
 
 e2e: up ## the lab's tests against a running lab
 	cd lab && go test -count=1 -timeout 30m ./e2e/...
+
+e2e-takeover: build bin/lab ## labs with kube-proxy (nftables, iptables), moved to Strait and back under traffic
+	for mode in nftables iptables; do \
+		export STRAIT_LAB=take-$$mode; \
+		bin/lab up --nodes 2 --kube-proxy $$mode; \
+		(cd lab && go test -count=1 -timeout 10m -run TestTakeover ./e2e/...) || { bin/lab down; exit 1; }; \
+		bin/lab down; \
+	done
 
 FOCUS ?= \[sig-network\]
 e2e-upstream: up ## Kubernetes' own tests against the lab (FOCUS='\[sig-network\] Services', SKIP=..., SUMMARY=file)
