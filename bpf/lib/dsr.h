@@ -103,7 +103,8 @@ static __noinline int dsr_insert6(struct __sk_buff *skb, const struct packet *p)
 		.pad = { 1, 0 }, /* PadN of nothing */
 	};
 
-	if (bpf_skb_adjust_room(skb, sizeof(o), BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) || dsr_header6(skb, &o.next, sizeof(o)))
+	if (bpf_skb_adjust_room(skb, sizeof(o), BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_FIXED_GSO) ||
+	    dsr_header6(skb, &o.next, sizeof(o)))
 		return -1;
 	return bpf_skb_store_bytes(skb, L3_OFF + sizeof(struct ipv6hdr), &o, sizeof(o), BPF_F_RECOMPUTE_CSUM);
 }

@@ -88,6 +88,12 @@ static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, con
 	return nat_service(skb, p, seen, &to, way->client);
 }
 
+/* Whose a backend is; pods of this node count as the node itself. */
+static __always_inline __u32 forward_owner(const struct addr *backend)
+{
+	return endpoint_lookup(backend) ? REMOTE_HOST : ipcache_owner(backend);
+}
+
 /* A packet of a client to its backend: to one here as it is, elsewhere with this node's address unless the service is answered directly. */
 static __noinline int forward_backend(struct __sk_buff *skb, const struct packet *p, const struct lb_way *way)
 {
@@ -97,8 +103,8 @@ static __noinline int forward_backend(struct __sk_buff *skb, const struct packet
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
-	owner = ipcache_owner(&seen.dst);
-	if (!(way->client->flags & CT_NAT) && (endpoint_lookup(&seen.dst) || owner & REMOTE_HOST))
+	owner = way->client->flags & CT_NAT ? 0 : forward_owner(&seen.dst);
+	if (owner & REMOTE_HOST)
 		why = front_track(&seen, &p->dst, p->dport);
 	else if (way->client->flags & CT_DSR && owner & (REMOTE_POD | REMOTE_NODE) && dsr_may(p))
 		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;

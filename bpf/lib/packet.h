@@ -27,7 +27,7 @@ enum packet_flags {
 	PACKET_ERROR = 1 << 3, /* ICMP error: speaks about an inner packet */
 	PACKET_ECHO_REPLY = 1 << 4,
 	PACKET_NDP = 1 << 5,
-	PACKET_DF = 1 << 6,	/* may not be fragmented on the way */
+	PACKET_DF = 1 << 6,	 /* may not be fragmented on the way */
 	PACKET_OPTIONS = 1 << 7, /* IPv4 options or an IPv6 destination options header */
 	PACKET_HOPOPTS = 1 << 8,
 	PACKET_DSR = 1 << 9, /* of a packet to be: it carries its frontend */

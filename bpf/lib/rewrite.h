@@ -66,7 +66,8 @@ static __always_inline int rewrite_sctp(struct __sk_buff *skb, const struct pack
 		if (bpf_skb_store_bytes(skb, p->l4_off + SCTP_SUM, &sum, sizeof(sum), BPF_F_RECOMPUTE_CSUM))
 			return -1;
 	}
-	return bpf_skb_store_bytes(skb, p->l4_off + (to->end == REWRITE_SRC ? 0 : 2), &to->port, 2, BPF_F_RECOMPUTE_CSUM) ? -1 : 0;
+	return bpf_skb_store_bytes(skb, p->l4_off + (to->end == REWRITE_SRC ? 0 : 2), &to->port, 2, BPF_F_RECOMPUTE_CSUM) ? -1
+															  : 0;
 }
 
 /* Replaces one end of the packet; 0 or an error that leaves it unusable. p keeps the old values. */
@@ -141,7 +142,11 @@ static __noinline int rewrite_inside(struct __sk_buff *skb, const struct packet 
 		__builtin_memcpy(b, new, 16);
 	}
 	return bpf_l4_csum_replace(skb, p->l4_off + 2, 0, bpf_csum_diff(a, 16, b, 16, 0), 0) ||
-	       bpf_skb_store_bytes(skb, off, b, len == 2 ? 2 : len == 4 ? 4 : 16, 0);
+	       bpf_skb_store_bytes(skb, off, b,
+				   len == 2   ? 2
+				   : len == 4 ? 4
+					      : 16,
+				   0);
 }
 
 /* A checksum inside an ICMP message: corrected by diff. Missing (cut off) or absent (UDP 0) is all right. */
