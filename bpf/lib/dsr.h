@@ -174,6 +174,8 @@ static __noinline int dsr_receive(struct __sk_buff *skb, struct packet *p)
 
 	if (!dsr_read(skb, p, &front))
 		return 0;
+	if (endpoint_lookup(&p->src))
+		return -REASON_SPOOFED_SOURCE;
 	if (!lb_find(&front, false))
 		return -REASON_DSR_OPTION;
 	if (dsr_strip(skb, p))

@@ -121,6 +121,8 @@ static __always_inline int forward_service(struct __sk_buff *skb, struct packet 
 
 	if (rc > 0)
 		return reject(skb, p, rc);
+	if (!rc && endpoint_lookup(&p->src)) /* a pod of this node is never out there */
+		return drop(skb, REASON_SPOOFED_SOURCE);
 	if (!rc)
 		frag_resolve(p);
 	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);

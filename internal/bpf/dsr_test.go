@@ -141,6 +141,9 @@ func TestDSRReceive(t *testing.T) {
 			r.each(f.name+" forged "+proto.String(), func(r *rig) {
 				t := r.t
 				r.do(step{what: "no such service", prog: r.objs.StraitFromNet, in: withFrontend(t, r.fromNet(ask.to(pod)), frontend), act: actShot, reason: verdict.DsrOption})
+				r.serve(setID, front{at: at(f.any(), nodePort), proto: proto, flags: ServiceNodePort | ServiceDSR, backends: []netip.AddrPort{pod}})
+				r.do(step{what: "under the address of a pod here", prog: r.objs.StraitFromNet, in: withFrontend(t, r.fromNet(ask.from(at(f.podB, 4000)).to(pod)), frontend), act: actShot,
+					reason: verdict.SpoofedSource})
 				mine := skb{proto: proto, tcp: "S"}.from(at(f.podA, 4000)).to(at(f.podB, 80))
 				r.do(step{what: "from a pod", prog: r.objs.StraitFromPod, in: withFrontend(t, mine.bytes(t), frontend), act: actShot, reason: verdict.DsrOption},
 					step{what: "without metadata", prog: r.objs.StraitFromVx, in: withFrontend(t, ask.to(pod).bytes(t), frontend), act: actShot, reason: verdict.TunnelSpoofed})

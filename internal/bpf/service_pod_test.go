@@ -159,7 +159,7 @@ func TestServiceRefused(t *testing.T) {
 		}{
 			{"cluster address from outside", front{at: vip, flags: ServiceClusterIP, backends: pod}, netip.Prefix{}, vip, actShot, verdict.ServiceInternal},
 			{"not in the ranges", front{at: vip, flags: ServiceLoadBalancer | ServiceSources, backends: pod}, host(f.apiserver), vip, actShot, verdict.SourceRange},
-			{"in the ranges", front{at: vip, flags: ServiceLoadBalancer | ServiceSources, backends: pod}, host(f.world), vip, actRedirect, verdict.ToBackend},
+			{"in the ranges", front{at: vip, flags: ServiceLoadBalancer | ServiceSources, backends: pod}, netip.PrefixFrom(f.any(), 0), vip, actRedirect, verdict.ToBackend},
 			{"no backend here", front{at: wild, flags: ServiceNodePort | ServiceOuterLocal, backends: pod}, netip.Prefix{}, node, actShot, verdict.NoLocalBackend},
 			{"no backend at all", front{at: wild, flags: ServiceNodePort}, netip.Prefix{}, node, actRedirect, verdict.Refused},
 			{"host port of another node", front{at: wild, flags: ServiceHostPort, backends: pod}, netip.Prefix{}, at(f.nativeNode, nodePort), actStack, verdict.ToStack},
@@ -176,6 +176,9 @@ func TestServiceRefused(t *testing.T) {
 					act, _ := r.run(step{what: tc.name, prog: r.objs.StraitFromNet, in: r.fromNet(ask)})
 					if got := r.reason(); act != tc.act || got != tc.reason {
 						r.t.Errorf("verdict %d (%s), want %d (%s)", int32(act), got, int32(tc.act), tc.reason)
+					}
+					if tc.reason == verdict.ToBackend {
+						r.do(step{what: "under the address of a pod here", prog: r.objs.StraitFromNet, in: r.fromNet(ask.from(at(f.podB, 4000))), act: actShot, reason: verdict.SpoofedSource})
 					}
 				})
 			}
