@@ -24,9 +24,10 @@ func TestBadConfigIsRefusedAndShown(t *testing.T) {
 		want  []string
 	}{
 		{"routingMode", "carrier-pigeon", []string{"routingMode", "carrier-pigeon", "vxlan", "native"}},
-		{"masqueradePorts", "30000-40000", []string{"masqueradePorts", "30000-40000", "ip_local_port_range"}},
+		{"masqueradePorts", "40000-41000", []string{"masqueradePorts", "40000-41000", "ip_local_port_range"}},
+		{"masqueradePorts", "29000-31000", []string{"29000-31000", "services.nodePorts", "30000-32767"}},
 		{"colour", "blue", []string{"colour"}},
-		{"maps", map[string]any{"conntrack": 1000}, []string{"strait_ct", "524288", "1000", "maps in the configuration"}},
+		{"maps", map[string]any{"conntrack": 100}, []string{"maps.conntrack", "100", "256"}},
 		{"devices", []string{"[eth"}, []string{"devices", "[eth"}},
 		{"cgroupRoot", "/nowhere", []string{"/nowhere"}},
 	} {
