@@ -88,10 +88,9 @@ static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, con
 	return nat_service(skb, p, seen, &to, way->client);
 }
 
-/* Whose a backend is; pods of this node count as the node itself. */
-static __always_inline __u32 forward_owner(const struct addr *backend)
+static __always_inline bool forward_here(const struct addr *backend)
 {
-	return endpoint_lookup(backend) ? REMOTE_HOST : ipcache_owner(backend);
+	return endpoint_lookup(backend) || ipcache_owner(backend) & REMOTE_HOST;
 }
 
 /* A packet of a client to its backend: to one here as it is, elsewhere with this node's address unless the service is answered directly. */
@@ -99,15 +98,13 @@ static __noinline int forward_backend(struct __sk_buff *skb, const struct packet
 {
 	struct packet seen = *p;
 	enum reason why = 0;
-	__u32 owner;
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
-	owner = way->client->flags & CT_NAT ? 0 : forward_owner(&seen.dst);
-	if (owner & REMOTE_HOST)
-		why = front_track(&seen, &p->dst, p->dport);
-	else if (way->client->flags & CT_DSR && owner & (REMOTE_POD | REMOTE_NODE) && dsr_may(p))
+	if (way->client->flags & CT_DSR && dsr_may(p))
 		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;
+	else if (!(way->client->flags & (CT_NAT | CT_DSR)) && forward_here(&seen.dst))
+		why = front_track(&seen, &p->dst, p->dport);
 	else
 		why = forward_masquerade(skb, p, &seen, way);
 	return why ? drop(skb, why) : forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);

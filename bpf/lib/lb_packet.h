@@ -161,6 +161,12 @@ static __always_inline bool lb_outer(const struct service *svc, const struct add
 	return !(owner & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD));
 }
 
+/* Whether another node of the cluster has the backend, so that it can answer in our place. */
+static __always_inline bool lb_elsewhere(const struct addr *backend)
+{
+	return !endpoint_lookup(backend) && ipcache_owner(backend) & (REMOTE_NODE | REMOTE_POD);
+}
+
 /* Chooses a backend for a connection that has none. As lb_connection. */
 static __noinline int lb_begin(const struct packet *p, struct lb_way *way)
 {
@@ -177,7 +183,7 @@ static __noinline int lb_begin(const struct packet *p, struct lb_way *way)
 		return why;
 	if (!lb_select(svc, &front, &client, &way->choice))
 		return REASON_REFUSED;
-	way->news = client.outer && svc->flags & SERVICE_DSR ? CT_DSR : 0;
+	way->news = client.outer && svc->flags & SERVICE_DSR && lb_elsewhere(&way->choice.to.addr) ? CT_DSR : 0;
 	if (p->proto == IPPROTO_TCP && !packet_begins_tcp(p))
 		way->news |= CT_REPLIED; /* its entry was lost, or is on another node */
 	return 0;

@@ -37,20 +37,51 @@ static __always_inline int rewrite_port_off(__u8 proto, __u8 end)
 	return packet_is_icmp(proto) ? 4 : -1;
 }
 
-/* The address in the IP header at l3_off, with IPv4's header checksum. */
-static __always_inline int rewrite_l3(struct __sk_buff *skb, __u32 l3_off, bool v6, const struct addr *old,
-				      const struct rewrite *to)
+/* What replacing old by new adds to a one's complement sum. */
+static __always_inline __u64 rewrite_difference(const struct addr *old, const struct addr *new)
 {
+	__u64 sum = 0;
+
+	for (int i = 0; i < 4; i++)
+		sum += (__u64)(__u32)~old->w[i] + new->w[i];
+	return sum;
+}
+
+static __always_inline __u32 rewrite_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return (sum & 0xffffffff) + (sum >> 32);
+}
+
+/* IPv4's header checksum after such a change. */
+static __always_inline __u16 rewrite_ip_sum(__u16 check, __u32 change)
+{
+	__u32 sum = (__u16)~check + (change & 0xffff) + (change >> 16);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~((sum & 0xffff) + (sum >> 16));
+}
+
+/* The address in the IP header. */
+static __always_inline int rewrite_l3(struct __sk_buff *skb, bool v6, const struct rewrite *to, __u32 change)
+{
+	struct iphdr *ip;
 	__u32 at;
 
 	if (v6) {
-		at = l3_off + (to->end == REWRITE_SRC ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
+		at = L3_OFF + (to->end == REWRITE_SRC ? offsetof(struct ipv6hdr, saddr) : offsetof(struct ipv6hdr, daddr));
 		/* RECOMPUTE: what the pseudo header correction takes from a CHECKSUM_COMPLETE sum is put there. */
 		return bpf_skb_store_bytes(skb, at, &to->addr, 16, BPF_F_RECOMPUTE_CSUM);
 	}
-	at = l3_off + (to->end == REWRITE_SRC ? offsetof(struct iphdr, saddr) : offsetof(struct iphdr, daddr));
-	return bpf_l3_csum_replace(skb, l3_off + offsetof(struct iphdr, check), old->w[3], to->addr.w[3], 4) ||
-	       bpf_skb_store_bytes(skb, at, &to->addr.w[3], 4, 0);
+	ip = packet_at(skb, L3_OFF, sizeof(*ip));
+	if (!ip)
+		return -1;
+	ip->check = rewrite_ip_sum(ip->check, change);
+	if (to->end == REWRITE_SRC)
+		ip->saddr = to->addr.w[3];
+	else
+		ip->daddr = to->addr.w[3];
+	return 0;
 }
 
 /* Another port in an SCTP packet. Not where the rest of the packet is missing, or made by a device from several. A checksum of 0 is still
@@ -73,21 +104,19 @@ static __always_inline int rewrite_sctp(struct __sk_buff *skb, const struct pack
 /* Replaces one end of the packet; 0 or an error that leaves it unusable. p keeps the old values. */
 __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, const struct rewrite *to)
 {
-	struct addr from;
 	__be16 old_port;
 	int sum, port;
 	__u64 flags;
-	__s64 diff;
+	__u32 diff;
 
 	if (!p || !to)
 		return -1;
-	from = to->end == REWRITE_SRC ? p->src : p->dst;
+	diff = rewrite_fold(rewrite_difference(to->end == REWRITE_SRC ? &p->src : &p->dst, &to->addr));
 	old_port = to->end == REWRITE_SRC ? p->sport : p->dport;
 	sum = rewrite_sum_off(p->proto);
 	port = rewrite_port_off(p->proto, to->end);
 	flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	if (!(p->flags & PACKET_LATER) && sum >= 0) {
-		diff = bpf_csum_diff(from.w, 16, (__be32 *)to->addr.w, 16, 0);
 		if (p->proto != IPPROTO_ICMP && bpf_l4_csum_replace(skb, p->l4_off + sum, 0, diff, flags | BPF_F_PSEUDO_HDR))
 			return -1;
 		if (port >= 0 && to->port != old_port &&
@@ -97,16 +126,60 @@ __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *p, con
 	}
 	if (p->proto == IPPROTO_SCTP && !(p->flags & PACKET_LATER) && to->port != old_port && rewrite_sctp(skb, p, old_port, to))
 		return -1;
-	return rewrite_l3(skb, L3_OFF, p->flags & PACKET_V6, &from, to) ? -1 : 0;
+	return rewrite_l3(skb, p->flags & PACKET_V6, to, diff) ? -1 : 0;
 }
 
-/* Replaces the ends in which the packet differs from what it is to look like; 0 or an error that leaves it unusable. */
+/* Addresses in the IP header. IPv6 has no checksum there that would even out what the pseudo header's correction takes from a
+ * CHECKSUM_COMPLETE sum: RECOMPUTE puts it back. */
+static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct packet *p, const struct packet *seen,
+					     __u32 change)
+{
+	struct iphdr *ip;
+
+	if (p->flags & PACKET_V6)
+		return bpf_skb_store_bytes(skb, L3_OFF + offsetof(struct ipv6hdr, saddr), &seen->src, 32, BPF_F_RECOMPUTE_CSUM);
+	ip = packet_at(skb, L3_OFF, sizeof(*ip));
+	if (!ip)
+		return -1;
+	ip->check = rewrite_ip_sum(ip->check, change);
+	ip->saddr = seen->src.w[3];
+	ip->daddr = seen->dst.w[3];
+	return 0;
+}
+
+/* Replaces both ends of a TCP or UDP packet at once. */
+static __noinline int rewrite_both(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
+{
+	__u32 off = p->l4_off, ports, addresses;
+	__u64 flags = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__u32 check = off + rewrite_sum_off(p->proto);
+	__be16 *at;
+
+	addresses = rewrite_fold(rewrite_difference(&p->src, &seen->src) + rewrite_difference(&p->dst, &seen->dst));
+	ports = (__u16)~p->sport + seen->sport + (__u16)~p->dport + seen->dport;
+	if (bpf_l4_csum_replace(skb, check, 0, addresses, flags | BPF_F_PSEUDO_HDR) ||
+	    bpf_l4_csum_replace(skb, check, 0, ports, flags) || rewrite_addresses(skb, p, seen, addresses))
+		return -1;
+	asm volatile("" : "+r"(off)); /* one value, so that its bound holds where it is used */
+	if (off > L4_OFF_MAX)
+		return -1;
+	at = packet_at(skb, off, 4);
+	if (!at)
+		return -1;
+	at[0] = seen->sport;
+	at[1] = seen->dport;
+	return 0;
+}
+
+/* Makes the packet what it is to look like; 0 or an error that leaves it unusable. */
 __noinline int rewrite_like(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
 {
 	struct rewrite to = { .end = REWRITE_SRC };
 
 	if (!p || !seen)
 		return -1;
+	if (packet_has_ports(p->proto) && !(p->flags & PACKET_LATER))
+		return rewrite_both(skb, p, seen);
 	if (p->sport != seen->sport || !addr_equal(&p->src, &seen->src)) {
 		to.addr = seen->src;
 		to.port = seen->sport;
