@@ -205,6 +205,12 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 	if (!ct)
 		return REASON_CT_INSERT;
 	news = ct_update(ct, p, dir);
+	/* Who has begun a connection from outside knows the pod by its own address. */
+	if (dir != !!(ct->flags & CT_HI_BEGAN) && !(ct->flags & CT_NAT)) {
+		to->addr = p->src;
+		to->port = p->sport;
+		return 0;
+	}
 	if (ct->flags & CT_NAT && addr_equal(&ct->nat_addr, &to->addr)) {
 		to->port = ct->nat_port;
 		/* Now and then the mapping is looked at, lest it grow old in the LRU while only we send. */
