@@ -19,6 +19,7 @@ import (
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/datapath/attach"
 	"github.com/strait-net/strait/internal/datapath/netdev"
+	"github.com/strait-net/strait/internal/datapath/netfilter"
 	"github.com/strait-net/strait/internal/datapath/pin"
 	"github.com/strait-net/strait/internal/state"
 )
@@ -34,7 +35,7 @@ type Node struct {
 
 // Trace is one thing Strait has put on the node.
 type Trace struct {
-	Kind string `json:"kind"` // CNI, program, route, device, pins, files
+	Kind string `json:"kind"` // one of Kinds
 	Name string `json:"name"`
 }
 
@@ -44,13 +45,14 @@ const (
 	kindProgram = "program"
 	kindRoute   = "route"
 	kindDevice  = "device"
+	kindTable   = "nftables table"
 	kindPins    = "pins"
 	kindFiles   = "files"
 )
 
 // Kinds returns the kinds of things Find looks for.
 func Kinds() []string {
-	return []string{kindCNI, kindProgram, kindRoute, kindDevice, kindPins, kindFiles}
+	return []string{kindCNI, kindProgram, kindRoute, kindDevice, kindTable, kindPins, kindFiles}
 }
 
 // Find returns what Strait has on the node. With an error, what it could not look at is missing.
@@ -70,6 +72,8 @@ func (n Node) Find() (found []Trace, err error) {
 	add(kindRoute, names, err)
 	names, err = n.devices()
 	add(kindDevice, names, err)
+	names, err = tables()
+	add(kindTable, names, err)
 	add(kindPins, existing(n.pinRoot()), nil)
 	names, err = n.files()
 	add(kindFiles, names, err)
@@ -96,6 +100,7 @@ func (n Node) Remove(ctx context.Context) error {
 	for _, d := range devices {
 		errs = append(errs, n.Net.DeleteDevice(d))
 	}
+	errs = append(errs, netfilter.Release())
 	if len(existing(n.pinRoot())) > 0 {
 		errs = append(errs, n.tree().Remove())
 	}
@@ -175,6 +180,15 @@ func (n Node) devices() ([]string, error) {
 		return out, err
 	}
 	return out, nil
+}
+
+// tables are what a takeover from kube-proxy keeps while old connections need it.
+func tables() ([]string, error) {
+	held, err := netfilter.Held()
+	if !held || err != nil {
+		return nil, err
+	}
+	return []string{netfilter.HoldTable}, nil
 }
 
 // files are what is in the directories of the agent; the directories themselves may be mounts of a pod.

@@ -22,6 +22,7 @@ import (
 	"github.com/strait-net/strait/internal/datapath/load"
 	"github.com/strait-net/strait/internal/datapath/maps"
 	"github.com/strait-net/strait/internal/datapath/netdev"
+	"github.com/strait-net/strait/internal/datapath/netfilter"
 	"github.com/strait-net/strait/internal/datapath/nstest"
 	"github.com/strait-net/strait/internal/datapath/pin"
 	"github.com/strait-net/strait/internal/state"
@@ -83,6 +84,7 @@ func usedNode(t *testing.T) (file string, c config.Config) {
 	must(t, a.Tunnel(netdev.VXLANDevice))
 	must(t, a.Cgroup(childCgroup(t)))
 	must(t, netdev.NewRoutes(net).Update(context.Background(), state.Route{Prefix: netip.MustParsePrefix("10.244.9.0/24"), Kind: state.RouteUnreachable}))
+	must(t, netfilter.Hold()) // as after a takeover
 	return file, c
 }
 
@@ -124,7 +126,7 @@ func TestUninstall(t *testing.T) {
 		}
 		return slices.Compact(removed), slices.Compact(left)
 	}
-	everything := []string{"CNI", "program", "route", "device", "pins", "files"}
+	everything := []string{"CNI", "program", "route", "device", "nftables table", "pins", "files"}
 
 	stdout, stderr, code := run("uninstall", "--dry-run", "-o", "json", "--config", file)
 	if removed, left := kinds(stdout); code != 0 || removed != nil || !slices.Equal(left, everything) {
@@ -152,7 +154,7 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("the other CNI's configuration did not come back: %v", err)
 	}
 	stdout, _, code = run("uninstall", "--verify", "--config", file)
-	if code != 0 || stdout != "nothing of Strait on this node\nclean: looked for CNI, program, route, device, pins, files; nothing is left\n" {
+	if code != 0 || stdout != "nothing of Strait on this node\nclean: looked for CNI, program, route, device, nftables table, pins, files; nothing is left\n" {
 		t.Errorf("uninstall of a clean node = %d %s", code, stdout)
 	}
 	must(t, os.WriteFile(file, []byte("routingMode: pigeon\n"), 0o644))
