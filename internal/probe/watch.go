@@ -18,8 +18,13 @@ import (
 	"github.com/strait-net/strait/internal/table"
 )
 
-// failures is how many rounds in a row a node must not answer at all to count as dead: one lost packet is no failure.
-const failures = 2
+const (
+	// failures is how many rounds in a row a node must not answer at all to count as dead: one lost packet is no failure.
+	failures = 2
+	// patience is how many rounds in a row a node that was never ready may be up without it: its agent may just be restarting, and its
+	// kernel answering for the addresses all the time.
+	patience = 5
+)
 
 // WatchConfig is what a Watch needs. Nodes and Port are required.
 type WatchConfig struct {
@@ -38,7 +43,7 @@ type WatchConfig struct {
 // Watch asks a few nodes often. Run owns the asking.
 //
 //	unknown --ready--> alive --no answer, twice, or up without being ready for Grace--> dead --ready--> alive
-//	unknown --up, not ready, or no answer, twice--> dead
+//	unknown --no answer, twice, or up without being ready, five times--> dead
 type Watch struct {
 	WatchConfig
 	client *http.Client
@@ -55,7 +60,8 @@ type watched struct {
 	known    bool
 	alive    bool
 	missed   int       // answers in a row
-	notReady time.Time // since when it answers without being ready
+	waited   int       // answers in a row that it is up and not ready
+	notReady time.Time // since when it is
 }
 
 // answer is what a node made of a question.
@@ -182,14 +188,14 @@ func (w *Watch) note(n *watched, a answer, now time.Time) {
 		n.missed = 0
 	}
 	if a != up {
-		n.notReady = time.Time{}
-	} else if n.notReady.IsZero() {
+		n.waited = 0
+	} else if n.waited++; n.waited == 1 {
 		n.notReady = now
 	}
 	switch {
 	case a == ready:
 		n.alive, n.known = true, true
-	case n.missed >= failures, a == up && (!n.known || now.Sub(n.notReady) >= w.Grace):
+	case n.missed >= failures, n.waited >= patience && !n.known, a == up && n.known && now.Sub(n.notReady) >= w.Grace:
 		n.alive, n.known = false, true
 	}
 	if n.alive != before.alive || n.known != before.known {

@@ -31,7 +31,9 @@ func TestWatchMachine(t *testing.T) {
 		{"silent from the beginning", []answer{silent, silent}, time.Second, want{false, true}},
 		{"returned", []answer{ready, silent, silent, ready}, time.Second, want{true, true}},
 		{"returned, not ready yet", []answer{ready, silent, silent, up, up}, time.Second, want{false, true}},
-		{"never ready", []answer{up}, time.Second, want{false, true}},
+		{"first asked while its agent restarts", []answer{up, up, up, up, ready}, time.Second, want{true, true}},
+		{"not ready yet, for all we know", []answer{up, up, up, up}, time.Second, want{true, false}},
+		{"never ready", []answer{up, up, up, up, up}, time.Second, want{false, true}},
 		{"its agent restarts", []answer{ready, up, up, up, ready, up}, 20 * time.Second, want{true, true}},
 		{"its agent does not come back", []answer{ready, up, up, up, up}, 20 * time.Second, want{false, true}},
 	} {
