@@ -114,7 +114,7 @@ static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 	ct->last_seen = ct->began / CT_SECOND;
 	ct->packets[0] = ct->packets[1] = 0;
 	ct->bytes[0] = ct->bytes[1] = 0;
-	ct->policy_rev[0] = ct->policy_rev[1] = 0;
+	ct->policy_rev = 0;
 	ct->backend = ct->backend_gen = 0;
 	ct->flags = keep | (dir ? CT_HI_BEGAN : 0);
 }

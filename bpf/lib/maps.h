@@ -27,6 +27,11 @@ STRAIT_MAP(strait_affinity, BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct a
 STRAIT_MAP(strait_netns, BPF_MAP_TYPE_HASH, __u64, struct netns, 4096, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_source, BPF_MAP_TYPE_LPM_TRIE, struct source_key, __u32, 65536, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_announce, BPF_MAP_TYPE_HASH, struct announce_key, struct announce, 4096, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_identity, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, __u64, 262144, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_policy, BPF_MAP_TYPE_HASH, struct policy_key, struct policy_entry, 262144, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_port, BPF_MAP_TYPE_LPM_TRIE, struct port_key, struct policy_verdict, 131072, BPF_F_NO_PREALLOC);
+STRAIT_MAP(strait_node, BPF_MAP_TYPE_ARRAY, __u32, struct node_state, 1, 0);
+STRAIT_MAP(strait_rule, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, 32768, 0);
 
 /* Backend set -> its table of backend ids, cfg_maglev_size of them. Each table is replaced whole. */
 struct {

@@ -19,11 +19,11 @@ struct sockaddr_key {
 /* strait_endpoint: address of a local pod -> how to hand a packet over to it. */
 struct endpoint {
 	__u32 ifindex; /* node's end of the veth pair */
-	__u32 policy_id;
-	__u32 identity;
-	__u32 flags;
+	__u32 pad[3];
 	__u8 pod_mac[6];
 	__u8 host_mac[6];
+	__u32 pad2;
+	__u64 policy; /* first half of the keys of strait_policy; 0: no policy selects the pod, everything passes */
 };
 
 /* strait_ipcache: prefix -> who that is and the way there. */
@@ -41,7 +41,7 @@ struct ipcache_key {
 };
 
 struct remote {
-	__u32 identity;
+	__u32 pad;
 	enum remote_flags flags;
 	struct addr node;
 	__u32 ifindex; /* egress device; 0 with REMOTE_TUNNEL */
@@ -86,8 +86,9 @@ struct ct_entry {
 	__u64 bytes[2];	  /* L3 length; a GSO packet counts once in both */
 	__u32 last_seen;  /* s, the clock of began */
 	enum ct_flags flags;
-	__u32 policy_rev[2]; /* revision under which egress of the beginner / ingress of the other was allowed */
-	__u32 backend;	     /* id, 0: none */
+	__u32 policy_rev; /* node_state.revision under which both ends' policies allowed it; 0: not judged yet */
+	__u32 rule_out;	  /* rule of the beginner's egress that allowed it; 0: none applies here */
+	__u32 backend;	  /* id, 0: none */
 	__u32 backend_gen;
 	struct addr nat_addr;
 	__be16 nat_port;
@@ -95,7 +96,8 @@ struct ct_entry {
 	__u32 tick; /* when the clock was last read for last_seen, in the datapath's own unit */
 	struct addr front_addr;
 	__be16 front_port;
-	__u16 pad2[3];
+	__u16 pad2;
+	__u32 rule_in; /* rule of the other end's ingress that allowed it; 0: none applies here */
 };
 
 /* strait_nat: what a reply to an address of the node looks like -> who it is for: a masqueraded pod, or the client of a service whose
@@ -260,6 +262,67 @@ struct dgram_key {
 	struct sockaddr_key backend;
 	__u32 pad;
 };
+
+/* Policy. Identities, policies and tables are named by 64-bit hashes of their content: what is equal has the same name on every node and after
+ * every restart, and a name is never given to other content. */
+
+/* strait_identity: prefix -> who that is, for policy. Key: struct ipcache_key. No row: IDENTITY_WORLD. */
+enum known_identity {
+	IDENTITY_WORLD = 2,
+	IDENTITY_OTHER = 255, /* in keys of strait_policy: every identity without a row of its own */
+};
+
+enum policy_direction {
+	POLICY_EGRESS = 0,
+	POLICY_INGRESS = 1,
+};
+
+enum policy_flags {
+	POLICY_ALLOW = 1 << 0,
+	POLICY_AUDIT = 1 << 1,	    /* policies that are only audited would have decided otherwise, by audit_rule */
+	POLICY_AUDIT_DENY = 1 << 2, /* with POLICY_AUDIT: they would have denied */
+};
+
+struct policy_verdict {
+	__u32 rule; /* index into strait_rule, never 0 */
+	__u32 audit_rule;
+	enum policy_flags flags;
+	__u32 l7; /* 0: none */
+};
+
+/* strait_policy: (policy of a local pod, direction, identity of the peer) -> what may pass. Each policy has IDENTITY_OTHER in both directions. */
+struct policy_key {
+	__u64 policy;
+	__u64 identity;
+	enum policy_direction direction;
+	__u32 pad;
+};
+
+struct policy_entry {
+	__u64 table; /* 0: the verdict is for every protocol and port; else strait_port knows */
+	struct policy_verdict verdict;
+};
+
+/* strait_port: (table, protocol, port) -> verdict. The prefix covers the table (96 bits of the key's data), or table and protocol (112), or
+ * those and leading bits of the port (113-128); a table has a row of 96 bits always. ICMP: the port is type << 8 | code. */
+struct port_key {
+	__u32 prefix_len;
+	__u32 pad; /* 0 */
+	__u64 table;
+	__u8 proto;
+	__u8 pad2; /* 0 */
+	__be16 port;
+	__u32 pad3; /* 0, never in a prefix */
+};
+
+/* strait_node: one entry. */
+struct node_state {
+	__u32 revision; /* never 0; grows after every change of what policy decides, when all of it is in the maps */
+	__u32 pad;
+	__u64 policy; /* of the node itself (host firewall); 0: none */
+};
+
+/* strait_rule: per CPU, index rule -> packets that it let pass or stopped, those of established connections included. Value: struct counter. */
 
 /* strait_counter: per CPU, index enum reason. */
 struct counter {

@@ -20,7 +20,8 @@ const module = "github.com/strait-net/strait/"
 // ranks: a package imports only lower ranks, or its own folder. The reason is the architecture's two streams: what is
 // higher composes what is lower, and edges of one rank never know each other.
 var ranks = map[string]int{
-	"internal/identity":  0,  // numbers
+	"internal/identity":  -1, // names
+	"internal/policy":    0,  // pure: policies in, rows of the kernel's tables out
 	"internal/verdict":   0,  // generated names of what became of a packet
 	"internal/table":     -1, // under everything that holds rows
 	"internal/reconcile": 0,

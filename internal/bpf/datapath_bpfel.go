@@ -86,7 +86,8 @@ type DatapathCtEntry struct {
 	Bytes      [2]uint64
 	LastSeen   uint32
 	Flags      DatapathCtFlags
-	PolicyRev  [2]uint32
+	PolicyRev  uint32
+	RuleOut    uint32
 	Backend    uint32
 	BackendGen uint32
 	NatAddr    DatapathAddr
@@ -95,7 +96,8 @@ type DatapathCtEntry struct {
 	Tick       uint32
 	FrontAddr  DatapathAddr
 	FrontPort  uint16
-	Pad2       [3]uint16
+	Pad2       uint16
+	RuleIn     uint32
 }
 
 type DatapathCtFlags uint32
@@ -139,13 +141,13 @@ type DatapathDgramKey struct {
 }
 
 type DatapathEndpoint struct {
-	_        structs.HostLayout
-	Ifindex  uint32
-	PolicyId uint32
-	Identity uint32
-	Flags    uint32
-	PodMac   [6]uint8
-	HostMac  [6]uint8
+	_       structs.HostLayout
+	Ifindex uint32
+	Pad     [3]uint32
+	PodMac  [6]uint8
+	HostMac [6]uint8
+	Pad2    uint32
+	Policy  uint64
 }
 
 type DatapathFragEntry struct {
@@ -209,6 +211,61 @@ const (
 	DatapathNetworkNETWORK_ISOLATED DatapathNetwork = 2
 )
 
+type DatapathNodeState struct {
+	_        structs.HostLayout
+	Revision uint32
+	Pad      uint32
+	Policy   uint64
+}
+
+type DatapathPolicyDirection uint32
+
+const (
+	DatapathPolicyDirectionPOLICY_EGRESS  DatapathPolicyDirection = 0
+	DatapathPolicyDirectionPOLICY_INGRESS DatapathPolicyDirection = 1
+)
+
+type DatapathPolicyEntry struct {
+	_       structs.HostLayout
+	Table   uint64
+	Verdict DatapathPolicyVerdict
+}
+
+type DatapathPolicyFlags uint32
+
+const (
+	DatapathPolicyFlagsPOLICY_ALLOW      DatapathPolicyFlags = 1
+	DatapathPolicyFlagsPOLICY_AUDIT      DatapathPolicyFlags = 2
+	DatapathPolicyFlagsPOLICY_AUDIT_DENY DatapathPolicyFlags = 4
+)
+
+type DatapathPolicyKey struct {
+	_         structs.HostLayout
+	Policy    uint64
+	Identity  uint64
+	Direction DatapathPolicyDirection
+	Pad       uint32
+}
+
+type DatapathPolicyVerdict struct {
+	_         structs.HostLayout
+	Rule      uint32
+	AuditRule uint32
+	Flags     DatapathPolicyFlags
+	L7        uint32
+}
+
+type DatapathPortKey struct {
+	_         structs.HostLayout
+	PrefixLen uint32
+	Pad       uint32
+	Table     uint64
+	Proto     uint8
+	Pad2      uint8
+	Port      uint16
+	Pad3      uint32
+}
+
 type DatapathReason uint32
 
 const (
@@ -250,16 +307,19 @@ const (
 	DatapathReasonREASON_BACKEND_GONE          DatapathReason = 53
 	DatapathReasonREASON_SCTP_PORT             DatapathReason = 54
 	DatapathReasonREASON_DSR_OPTION            DatapathReason = 55
+	DatapathReasonREASON_POLICY_EGRESS         DatapathReason = 56
+	DatapathReasonREASON_POLICY_INGRESS        DatapathReason = 57
+	DatapathReasonREASON_POLICY_MISSING        DatapathReason = 58
 	DatapathReasonREASON_MAX                   DatapathReason = 256
 )
 
 type DatapathRemote struct {
-	_        structs.HostLayout
-	Identity uint32
-	Flags    DatapathRemoteFlags
-	Node     DatapathAddr
-	Ifindex  uint32
-	NodeId   uint32
+	_       structs.HostLayout
+	Pad     uint32
+	Flags   DatapathRemoteFlags
+	Node    DatapathAddr
+	Ifindex uint32
+	NodeId  uint32
 }
 
 type DatapathRemoteFlags uint32
@@ -363,11 +423,16 @@ const (
 	DatapathMapStraitDgram     = "strait_dgram"
 	DatapathMapStraitEndpoint  = "strait_endpoint"
 	DatapathMapStraitFrag      = "strait_frag"
+	DatapathMapStraitIdentity  = "strait_identity"
 	DatapathMapStraitIpcache   = "strait_ipcache"
 	DatapathMapStraitLoad      = "strait_load"
 	DatapathMapStraitMaglev    = "strait_maglev"
 	DatapathMapStraitNat       = "strait_nat"
 	DatapathMapStraitNetns     = "strait_netns"
+	DatapathMapStraitNode      = "strait_node"
+	DatapathMapStraitPolicy    = "strait_policy"
+	DatapathMapStraitPort      = "strait_port"
+	DatapathMapStraitRule      = "strait_rule"
 	DatapathMapStraitService   = "strait_service"
 	DatapathMapStraitSk        = "strait_sk"
 	DatapathMapStraitSkUse     = "strait_sk_use"
@@ -481,11 +546,16 @@ type DatapathMapSpecs struct {
 	StraitDgram    *ebpf.MapSpec `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.MapSpec `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.MapSpec `ebpf:"strait_frag"`
+	StraitIdentity *ebpf.MapSpec `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.MapSpec `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.MapSpec `ebpf:"strait_load"`
 	StraitMaglev   *ebpf.MapSpec `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.MapSpec `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
+	StraitNode     *ebpf.MapSpec `ebpf:"strait_node"`
+	StraitPolicy   *ebpf.MapSpec `ebpf:"strait_policy"`
+	StraitPort     *ebpf.MapSpec `ebpf:"strait_port"`
+	StraitRule     *ebpf.MapSpec `ebpf:"strait_rule"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.MapSpec `ebpf:"strait_sk_use"`
@@ -541,11 +611,16 @@ type DatapathMaps struct {
 	StraitDgram    *ebpf.Map `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.Map `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.Map `ebpf:"strait_frag"`
+	StraitIdentity *ebpf.Map `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.Map `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.Map `ebpf:"strait_load"`
 	StraitMaglev   *ebpf.Map `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.Map `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
+	StraitNode     *ebpf.Map `ebpf:"strait_node"`
+	StraitPolicy   *ebpf.Map `ebpf:"strait_policy"`
+	StraitPort     *ebpf.Map `ebpf:"strait_port"`
+	StraitRule     *ebpf.Map `ebpf:"strait_rule"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.Map `ebpf:"strait_sk_use"`
@@ -564,11 +639,16 @@ func (m *DatapathMaps) Close() error {
 		m.StraitDgram,
 		m.StraitEndpoint,
 		m.StraitFrag,
+		m.StraitIdentity,
 		m.StraitIpcache,
 		m.StraitLoad,
 		m.StraitMaglev,
 		m.StraitNat,
 		m.StraitNetns,
+		m.StraitNode,
+		m.StraitPolicy,
+		m.StraitPort,
+		m.StraitRule,
 		m.StraitService,
 		m.StraitSk,
 		m.StraitSkUse,

@@ -76,7 +76,8 @@ type SelectCtEntry struct {
 	Bytes      [2]uint64
 	LastSeen   uint32
 	Flags      uint32
-	PolicyRev  [2]uint32
+	PolicyRev  uint32
+	RuleOut    uint32
 	Backend    uint32
 	BackendGen uint32
 	NatAddr    SelectAddr
@@ -85,7 +86,8 @@ type SelectCtEntry struct {
 	Tick       uint32
 	FrontAddr  SelectAddr
 	FrontPort  uint16
-	Pad2       [3]uint16
+	Pad2       uint16
+	RuleIn     uint32
 }
 
 type SelectCtKey struct {
@@ -114,13 +116,13 @@ type SelectDgramKey struct {
 }
 
 type SelectEndpoint struct {
-	_        structs.HostLayout
-	Ifindex  uint32
-	PolicyId uint32
-	Identity uint32
-	Flags    uint32
-	PodMac   [6]uint8
-	HostMac  [6]uint8
+	_       structs.HostLayout
+	Ifindex uint32
+	Pad     [3]uint32
+	PodMac  [6]uint8
+	HostMac [6]uint8
+	Pad2    uint32
+	Policy  uint64
 }
 
 type SelectFragEntry struct {
@@ -184,6 +186,46 @@ const (
 	SelectNetworkNETWORK_ISOLATED SelectNetwork = 2
 )
 
+type SelectNodeState struct {
+	_        structs.HostLayout
+	Revision uint32
+	Pad      uint32
+	Policy   uint64
+}
+
+type SelectPolicyEntry struct {
+	_       structs.HostLayout
+	Table   uint64
+	Verdict SelectPolicyVerdict
+}
+
+type SelectPolicyKey struct {
+	_         structs.HostLayout
+	Policy    uint64
+	Identity  uint64
+	Direction uint32
+	Pad       uint32
+}
+
+type SelectPolicyVerdict struct {
+	_         structs.HostLayout
+	Rule      uint32
+	AuditRule uint32
+	Flags     uint32
+	L7        uint32
+}
+
+type SelectPortKey struct {
+	_         structs.HostLayout
+	PrefixLen uint32
+	Pad       uint32
+	Table     uint64
+	Proto     uint8
+	Pad2      uint8
+	Port      uint16
+	Pad3      uint32
+}
+
 type SelectReason uint32
 
 const (
@@ -225,16 +267,19 @@ const (
 	SelectReasonREASON_BACKEND_GONE          SelectReason = 53
 	SelectReasonREASON_SCTP_PORT             SelectReason = 54
 	SelectReasonREASON_DSR_OPTION            SelectReason = 55
+	SelectReasonREASON_POLICY_EGRESS         SelectReason = 56
+	SelectReasonREASON_POLICY_INGRESS        SelectReason = 57
+	SelectReasonREASON_POLICY_MISSING        SelectReason = 58
 	SelectReasonREASON_MAX                   SelectReason = 256
 )
 
 type SelectRemote struct {
-	_        structs.HostLayout
-	Identity uint32
-	Flags    uint32
-	Node     SelectAddr
-	Ifindex  uint32
-	NodeId   uint32
+	_       structs.HostLayout
+	Pad     uint32
+	Flags   uint32
+	Node    SelectAddr
+	Ifindex uint32
+	NodeId  uint32
 }
 
 type SelectService struct {
@@ -314,11 +359,16 @@ const (
 	SelectMapStraitDgram     = "strait_dgram"
 	SelectMapStraitEndpoint  = "strait_endpoint"
 	SelectMapStraitFrag      = "strait_frag"
+	SelectMapStraitIdentity  = "strait_identity"
 	SelectMapStraitIpcache   = "strait_ipcache"
 	SelectMapStraitLoad      = "strait_load"
 	SelectMapStraitMaglev    = "strait_maglev"
 	SelectMapStraitNat       = "strait_nat"
 	SelectMapStraitNetns     = "strait_netns"
+	SelectMapStraitNode      = "strait_node"
+	SelectMapStraitPolicy    = "strait_policy"
+	SelectMapStraitPort      = "strait_port"
+	SelectMapStraitRule      = "strait_rule"
 	SelectMapStraitService   = "strait_service"
 	SelectMapStraitSk        = "strait_sk"
 	SelectMapStraitSkUse     = "strait_sk_use"
@@ -399,11 +449,16 @@ type SelectMapSpecs struct {
 	StraitDgram    *ebpf.MapSpec `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.MapSpec `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.MapSpec `ebpf:"strait_frag"`
+	StraitIdentity *ebpf.MapSpec `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.MapSpec `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.MapSpec `ebpf:"strait_load"`
 	StraitMaglev   *ebpf.MapSpec `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.MapSpec `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
+	StraitNode     *ebpf.MapSpec `ebpf:"strait_node"`
+	StraitPolicy   *ebpf.MapSpec `ebpf:"strait_policy"`
+	StraitPort     *ebpf.MapSpec `ebpf:"strait_port"`
+	StraitRule     *ebpf.MapSpec `ebpf:"strait_rule"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.MapSpec `ebpf:"strait_sk_use"`
@@ -460,11 +515,16 @@ type SelectMaps struct {
 	StraitDgram    *ebpf.Map `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.Map `ebpf:"strait_endpoint"`
 	StraitFrag     *ebpf.Map `ebpf:"strait_frag"`
+	StraitIdentity *ebpf.Map `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.Map `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.Map `ebpf:"strait_load"`
 	StraitMaglev   *ebpf.Map `ebpf:"strait_maglev"`
 	StraitNat      *ebpf.Map `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
+	StraitNode     *ebpf.Map `ebpf:"strait_node"`
+	StraitPolicy   *ebpf.Map `ebpf:"strait_policy"`
+	StraitPort     *ebpf.Map `ebpf:"strait_port"`
+	StraitRule     *ebpf.Map `ebpf:"strait_rule"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.Map `ebpf:"strait_sk_use"`
@@ -483,11 +543,16 @@ func (m *SelectMaps) Close() error {
 		m.StraitDgram,
 		m.StraitEndpoint,
 		m.StraitFrag,
+		m.StraitIdentity,
 		m.StraitIpcache,
 		m.StraitLoad,
 		m.StraitMaglev,
 		m.StraitNat,
 		m.StraitNetns,
+		m.StraitNode,
+		m.StraitPolicy,
+		m.StraitPort,
+		m.StraitRule,
 		m.StraitService,
 		m.StraitSk,
 		m.StraitSkUse,

@@ -25,6 +25,7 @@ type Config struct {
 	MasqueradePorts string   `json:"masqueradePorts"`
 	SocketLB        SocketLB `json:"socketLB"`
 	Services        Services `json:"services"`
+	Policy          Policy   `json:"policy"`
 	Maps            Maps     `json:"maps"`
 	// CgroupRoot is the cgroup v2 directory whose sockets are load balanced; empty: found by itself.
 	CgroupRoot string `json:"cgroupRoot"`
@@ -107,6 +108,25 @@ type Services struct {
 	Announce bool `json:"announce"`
 }
 
+// Policy configures what is enforced where no policy says so.
+type Policy struct {
+	// Enforcement: default (allowed until a policy selects the pod), always (what no policy allows is denied) or never (no policy is
+	// enforced). The annotation policy.strait.dev/enforcement of a namespace overrides it there.
+	Enforcement PolicyMode `json:"enforcement"`
+	// Audit: all policies are computed, counted and shown, none is enforced.
+	Audit bool `json:"audit"`
+}
+
+// PolicyMode is what happens to pods by default.
+type PolicyMode string
+
+// The modes of Policy.
+const (
+	PolicyDefault PolicyMode = "default"
+	PolicyAlways  PolicyMode = "always"
+	PolicyNever   PolicyMode = "never"
+)
+
 // ServiceMode says who serves Services.
 type ServiceMode string
 
@@ -134,6 +154,12 @@ type Maps struct {
 	Services  uint32 `json:"services"`
 	Backends  uint32 `json:"backends"`
 	IPCache   uint32 `json:"ipcache"`
+	// Identities are addresses and prefixes that policies in use tell apart; Policies pairs of a local policy and a peer's identity; Ports
+	// ranges of ports of such a pair; Rules the rules in use.
+	Identities uint32 `json:"identities"`
+	Policies   uint32 `json:"policies"`
+	Ports      uint32 `json:"ports"`
+	Rules      uint32 `json:"rules"`
 }
 
 // CNI says where the plugin is installed.

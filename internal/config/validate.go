@@ -74,6 +74,11 @@ func (c Config) Validate() error {
 	c.checkPorts(&p)
 	c.checkServices(&p)
 	c.checkMaps(&p)
+	switch c.Policy.Enforcement {
+	case PolicyDefault, PolicyAlways, PolicyNever:
+	default:
+		p.add("policy.enforcement", c.Policy.Enforcement, "want %s, %s or %s", PolicyDefault, PolicyAlways, PolicyNever)
+	}
 	c.checkPaths(&p)
 	c.checkAPI(&p)
 	return errors.Join(p...)
@@ -256,6 +261,7 @@ func (c Config) checkMaps(p *problems) {
 	}{
 		{"maps.conntrack", c.Maps.Conntrack}, {"maps.nat", c.Maps.NAT}, {"maps.services", c.Maps.Services},
 		{"maps.backends", c.Maps.Backends}, {"maps.ipcache", c.Maps.IPCache},
+		{"maps.identities", c.Maps.Identities}, {"maps.policies", c.Maps.Policies}, {"maps.ports", c.Maps.Ports}, {"maps.rules", c.Maps.Rules},
 	} {
 		if m.entries < minMapEntries || m.entries > maxMapEntries {
 			p.add(m.key, m.entries, "want %d to %d entries", minMapEntries, maxMapEntries)

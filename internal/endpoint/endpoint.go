@@ -29,7 +29,6 @@ import (
 	"github.com/strait-net/strait/internal/cni/wire"
 	"github.com/strait-net/strait/internal/datapath/maps"
 	"github.com/strait-net/strait/internal/datapath/netdev"
-	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/ipam"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
@@ -245,7 +244,7 @@ func (k *Keeper) pod(r *record) netdev.Pod {
 // entry is what strait_endpoint holds for an address of the attachment.
 func entry(r *record, index int, addr netip.Addr) maps.Endpoint {
 	return maps.Endpoint{
-		Address: addr, Index: uint32(index), Identity: uint32(identity.Pod),
+		Address: addr, Index: uint32(index),
 		PodMAC: r.PodMAC.HardwareAddr, HostMAC: r.HostMAC.HardwareAddr,
 	}
 }

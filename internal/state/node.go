@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/reconcile"
 	"github.com/strait-net/strait/internal/table"
 )
@@ -17,6 +18,7 @@ type Node struct {
 	PodCIDRs  []netip.Prefix // spec.podCIDRs, masked
 	Tainted   bool           // carries our not-ready taint
 	Zone      string         // label topology.kubernetes.io/zone
+	Labels    policy.Labels
 	// NoLoadBalancer is the label node.kubernetes.io/exclude-from-external-load-balancers: it announces no service addresses.
 	NoLoadBalancer bool
 	Created        time.Time // decides who keeps a prefix that two nodes claim: the older one
@@ -119,5 +121,5 @@ func NewRoutes() *table.Table[Route] {
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.UID == o.UID && n.Tainted == o.Tainted && n.Zone == o.Zone && n.NoLoadBalancer == o.NoLoadBalancer &&
 		n.Created.Equal(o.Created) &&
-		slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs)
+		slices.Equal(n.Labels, o.Labels) && slices.Equal(n.Addresses, o.Addresses) && slices.Equal(n.PodCIDRs, o.PodCIDRs)
 }

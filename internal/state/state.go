@@ -8,10 +8,16 @@ type State struct {
 	Nodes          *table.Table[Node]
 	Services       *table.Table[Service]
 	EndpointSlices *table.Table[EndpointSlice]
+	Pods           *table.Table[Pod]
+	Namespaces     *table.Table[Namespace]
+	Policies       *table.Table[Policy]
 
 	Remotes   *table.Table[Remote]
 	Routes    *table.Table[Route]
 	Frontends *table.Table[Frontend]
+
+	Identities *table.Table[Identity]
+	Programs   *table.Table[Program]
 
 	Announcements *table.Table[Announcement]
 
@@ -26,9 +32,14 @@ func New() *State {
 		Nodes:          NewNodes(),
 		Services:       NewServices(),
 		EndpointSlices: NewEndpointSlices(),
+		Pods:           NewPods(),
+		Namespaces:     NewNamespaces(),
+		Policies:       NewPolicies(),
 		Remotes:        NewRemotes(),
 		Routes:         NewRoutes(),
 		Frontends:      NewFrontends(),
+		Identities:     NewIdentities(),
+		Programs:       NewPrograms(),
 		Announcements:  NewAnnouncements(),
 		Endpoints:      NewEndpoints(),
 		Devices:        NewDevices(),

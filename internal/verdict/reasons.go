@@ -41,6 +41,9 @@ const (
 	BackendGone         Reason = 53 // the connection's backend is gone
 	SctpPort            Reason = 54 // SCTP in fragments to a service whose target port differs
 	DsrOption           Reason = 55 // option of direct server return by somebody who may not use it
+	PolicyEgress        Reason = 56 // the sender's policy does not allow it
+	PolicyIngress       Reason = 57 // the receiver's policy does not allow it
+	PolicyMissing       Reason = 58 // the pod's policy is not in the kernel
 )
 
 func reasons() []row {
@@ -83,5 +86,8 @@ func reasons() []row {
 		{BackendGone, "backend-gone", "the connection's backend is gone"},
 		{SctpPort, "sctp-port", "SCTP in fragments to a service whose target port differs"},
 		{DsrOption, "dsr-option", "option of direct server return by somebody who may not use it"},
+		{PolicyEgress, "policy-egress", "the sender's policy does not allow it"},
+		{PolicyIngress, "policy-ingress", "the receiver's policy does not allow it"},
+		{PolicyMissing, "policy-missing", "the pod's policy is not in the kernel"},
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
-	"github.com/strait-net/strait/internal/identity"
 )
 
 // Uncounted is the number of entries of a map whose entries cannot be counted: those of socket storage belong to sockets.
@@ -64,18 +63,26 @@ func describe[K, V any](name, purpose, columns string, format func(K, V) []strin
 	}
 }
 
+// policyName prints the name of a policy, "-" for none.
+func policyName(policy uint64) string {
+	if policy == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%016x", policy)
+}
+
 func descriptions() []description {
 	return []description{
-		describe(bpf.DatapathMapStraitEndpoint, "addresses of this node's pods", "ADDRESS DEVICE IDENTITY POLICY POD-MAC NODE-MAC",
+		describe(bpf.DatapathMapStraitEndpoint, "addresses of this node's pods", "ADDRESS DEVICE POLICY POD-MAC NODE-MAC",
 			func(k bpf.Addr, v bpf.Endpoint) []string {
 				e := endpoint(k, v)
-				return []string{e.Address.String(), number(e.Index), identity.ID(e.Identity).String(), number(e.PolicyID),
+				return []string{e.Address.String(), number(e.Index), policyName(e.Policy),
 					e.PodMAC.String(), e.HostMAC.String()}
 			}),
-		describe(bpf.DatapathMapStraitIpcache, "who has which addresses, and the way there", "PREFIX IDENTITY FLAGS VIA DEVICE NODE",
+		describe(bpf.DatapathMapStraitIpcache, "who has which addresses, and the way there", "PREFIX FLAGS VIA DEVICE NODE",
 			func(k bpf.IpcacheKey, v bpf.Remote) []string {
 				r := remote(k, v)
-				return []string{r.Prefix.String(), identity.ID(r.Identity).String(), remoteFlags(r.Flags), address(r.Node), number(r.Index), number(r.NodeID)}
+				return []string{r.Prefix.String(), remoteFlags(r.Flags), address(r.Node), number(r.Index), number(r.NodeID)}
 			}),
 		describe(bpf.DatapathMapStraitDevice, "devices that carry cluster and outside traffic", "DEVICE IPV4 IPV6 MTU",
 			func(k uint32, v bpf.Device) []string {

@@ -15,22 +15,20 @@ import (
 
 // Endpoint is a row of strait_endpoint: how to hand a packet over to a local pod.
 type Endpoint struct {
-	Address  netip.Addr
-	Index    uint32 // of the node's end of the pair
-	PolicyID uint32
-	Identity uint32
-	PodMAC   net.HardwareAddr
-	HostMAC  net.HardwareAddr
+	Address netip.Addr
+	Index   uint32 // of the node's end of the pair
+	Policy  uint64 // name of its policy in strait_policy, 0: none
+	PodMAC  net.HardwareAddr
+	HostMAC net.HardwareAddr
 }
 
 // Remote is a row of strait_ipcache: who has a prefix and the way there.
 type Remote struct {
-	Prefix   netip.Prefix
-	Identity uint32
-	Flags    bpf.RemoteFlags
-	Node     netip.Addr // tunnel endpoint or next hop
-	Index    uint32     // egress device, 0 with a tunnel
-	NodeID   uint32     // the same in all rows of one node, 0 in those of none
+	Prefix netip.Prefix
+	Flags  bpf.RemoteFlags
+	Node   netip.Addr // tunnel endpoint or next hop
+	Index  uint32     // egress device, 0 with a tunnel
+	NodeID uint32     // the same in all rows of one node, 0 in those of none
 }
 
 // Device is a row of strait_device: a native device and the addresses pods are masqueraded with.
@@ -120,7 +118,7 @@ func each[K, V any](m *Maps, name string, fn func(K, V)) error {
 
 // PutEndpoint writes one address of a local pod.
 func (m *Maps) PutEndpoint(e Endpoint) error {
-	v := bpf.Endpoint{Ifindex: e.Index, PolicyId: e.PolicyID, Identity: e.Identity}
+	v := bpf.Endpoint{Ifindex: e.Index, Policy: e.Policy}
 	copy(v.PodMac[:], e.PodMAC)
 	copy(v.HostMac[:], e.HostMAC)
 	if err := put(m, bpf.DatapathMapStraitEndpoint, bpf.AddrFrom(e.Address), v); err != nil {
@@ -151,7 +149,7 @@ func (m *Maps) Endpoints() (out []Endpoint, err error) {
 
 func endpoint(k bpf.Addr, v bpf.Endpoint) Endpoint {
 	return Endpoint{
-		Address: k.Netip(), Index: v.Ifindex, PolicyID: v.PolicyId, Identity: v.Identity,
+		Address: k.Netip(), Index: v.Ifindex, Policy: v.Policy,
 		PodMAC: net.HardwareAddr(v.PodMac[:]), HostMAC: net.HardwareAddr(v.HostMac[:]),
 	}
 }
@@ -159,7 +157,7 @@ func endpoint(k bpf.Addr, v bpf.Endpoint) Endpoint {
 // PutRemote writes a prefix of the ipcache.
 func (m *Maps) PutRemote(r Remote) error {
 	return put(m, bpf.DatapathMapStraitIpcache, bpf.IpcacheKeyFrom(r.Prefix),
-		bpf.Remote{Identity: r.Identity, Flags: r.Flags, Node: bpf.AddrFrom(r.Node), Ifindex: r.Index, NodeId: r.NodeID})
+		bpf.Remote{Flags: r.Flags, Node: bpf.AddrFrom(r.Node), Ifindex: r.Index, NodeId: r.NodeID})
 }
 
 // DeleteRemote removes a prefix of the ipcache.
@@ -174,7 +172,7 @@ func (m *Maps) Remotes() (out []Remote, err error) {
 }
 
 func remote(k bpf.IpcacheKey, v bpf.Remote) Remote {
-	return Remote{Prefix: k.Prefix(), Identity: v.Identity, Flags: v.Flags, Node: v.Node.Netip(), Index: v.Ifindex, NodeID: v.NodeId}
+	return Remote{Prefix: k.Prefix(), Flags: v.Flags, Node: v.Node.Netip(), Index: v.Ifindex, NodeID: v.NodeId}
 }
 
 // PutDevice writes a native device.

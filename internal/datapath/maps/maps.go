@@ -33,13 +33,17 @@ func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("read embedded programs: %w", err)
 	}
 	for name, entries := range map[string]uint32{
-		bpf.DatapathMapStraitCt:      sizes.Conntrack,
-		bpf.DatapathMapStraitNat:     sizes.NAT,
-		bpf.DatapathMapStraitService: sizes.Services,
-		bpf.DatapathMapStraitBackend: sizes.Backends,
-		bpf.DatapathMapStraitLoad:    sizes.Backends,
-		bpf.DatapathMapStraitSlot:    2 * sizes.Backends, // a backend of a dual-stack or multi-port service is in several
-		bpf.DatapathMapStraitIpcache: sizes.IPCache,
+		bpf.DatapathMapStraitCt:       sizes.Conntrack,
+		bpf.DatapathMapStraitNat:      sizes.NAT,
+		bpf.DatapathMapStraitService:  sizes.Services,
+		bpf.DatapathMapStraitBackend:  sizes.Backends,
+		bpf.DatapathMapStraitLoad:     sizes.Backends,
+		bpf.DatapathMapStraitSlot:     2 * sizes.Backends, // a backend of a dual-stack or multi-port service is in several
+		bpf.DatapathMapStraitIpcache:  sizes.IPCache,
+		bpf.DatapathMapStraitIdentity: sizes.Identities,
+		bpf.DatapathMapStraitPolicy:   sizes.Policies,
+		bpf.DatapathMapStraitPort:     sizes.Ports,
+		bpf.DatapathMapStraitRule:     sizes.Rules,
 	} {
 		if entries > 0 {
 			spec.Maps[name].MaxEntries = entries

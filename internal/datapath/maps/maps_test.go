@@ -74,7 +74,7 @@ func TestReopenKeepsContent(t *testing.T) {
 		t.Errorf("read before anything is pinned: %v", err)
 	}
 	first := openAt(t, tree, small)
-	e := Endpoint{Address: netip.MustParseAddr("10.0.0.7"), Index: 12, Identity: 5, PodMAC: []byte{2, 0, 0, 0, 0, 1}, HostMAC: []byte{2, 0, 0, 0, 0, 2}}
+	e := Endpoint{Address: netip.MustParseAddr("10.0.0.7"), Index: 12, Policy: 5, PodMAC: []byte{2, 0, 0, 0, 0, 1}, HostMAC: []byte{2, 0, 0, 0, 0, 2}}
 	if err := first.PutEndpoint(e); err != nil {
 		t.Fatal(err)
 	}
@@ -316,10 +316,10 @@ func TestListAndDump(t *testing.T) {
 	m := open(t)
 	pfx := netip.MustParsePrefix
 	for _, r := range []Remote{
-		{Prefix: pfx("10.244.2.0/24"), Identity: 5, Flags: bpf.RemotePod | bpf.RemoteTunnel, Node: netip.MustParseAddr("192.168.0.2")},
-		{Prefix: pfx("10.244.10.0/24"), Identity: 5, Flags: bpf.RemotePod, Node: netip.MustParseAddr("fe80::2"), Index: 3},
-		{Prefix: pfx("fd00:2::/64"), Identity: 5, Flags: bpf.RemotePod},
-		{Prefix: pfx("192.168.0.1/32"), Identity: 1, Flags: bpf.RemoteHost},
+		{Prefix: pfx("10.244.2.0/24"), Flags: bpf.RemotePod | bpf.RemoteTunnel, Node: netip.MustParseAddr("192.168.0.2")},
+		{Prefix: pfx("10.244.10.0/24"), Flags: bpf.RemotePod, Node: netip.MustParseAddr("fe80::2"), Index: 3},
+		{Prefix: pfx("fd00:2::/64"), Flags: bpf.RemotePod},
+		{Prefix: pfx("192.168.0.1/32"), Flags: bpf.RemoteHost},
 	} {
 		if err := m.PutRemote(r); err != nil {
 			t.Fatal(err)
@@ -330,11 +330,11 @@ func TestListAndDump(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Dump{
-		Name: "strait_ipcache", Columns: []string{"PREFIX", "IDENTITY", "FLAGS", "VIA", "DEVICE", "NODE"}, Omitted: 1,
+		Name: "strait_ipcache", Columns: []string{"PREFIX", "FLAGS", "VIA", "DEVICE", "NODE"}, Omitted: 1,
 		Rows: [][]string{
-			{"10.244.2.0/24", "pod", "pod,tunnel", "192.168.0.2", "0", "0"},
-			{"10.244.10.0/24", "pod", "pod", "fe80::2", "3", "0"},
-			{"192.168.0.1/32", "host", "host", "", "0", "0"},
+			{"10.244.2.0/24", "pod,tunnel", "192.168.0.2", "0", "0"},
+			{"10.244.10.0/24", "pod", "fe80::2", "3", "0"},
+			{"192.168.0.1/32", "host", "", "0", "0"},
 		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

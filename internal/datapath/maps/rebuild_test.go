@@ -289,7 +289,7 @@ func TestSizeChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := m.PutRemote(Remote{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Identity: 7}); err != nil {
+	if err := m.PutRemote(Remote{Prefix: netip.MustParsePrefix("10.0.0.0/8"), NodeID: 7}); err != nil {
 		t.Fatal(err)
 	}
 	other := config.Maps{Conntrack: 4096, NAT: 2048, Services: 2048, Backends: 4096, IPCache: 2048}
@@ -308,7 +308,7 @@ func TestSizeChange(t *testing.T) {
 		if err := m.EachBackend(func(id uint32, b Backend) { n += int(b.Generation / max(id, 1)) }); err != nil || n != 299 {
 			t.Errorf("%d backends, %v", n, err)
 		}
-		if list, err := m.Remotes(); err != nil || len(list) != 1 || list[0].Identity != 7 {
+		if list, err := m.Remotes(); err != nil || len(list) != 1 || list[0].NodeID != 7 {
 			t.Errorf("ipcache %+v, %v", list, err)
 		}
 	}

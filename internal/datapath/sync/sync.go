@@ -14,7 +14,6 @@ import (
 
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/datapath/maps"
-	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -93,13 +92,13 @@ func (r *Remotes) build(row state.Remote) (maps.Remote, error) {
 	out := maps.Remote{Prefix: row.Prefix.Masked(), Node: row.NextHop, NodeID: nodeID(row.Node)}
 	switch row.Kind {
 	case state.RemoteHost:
-		out.Flags, out.Identity = bpf.RemoteHost, uint32(identity.Host)
+		out.Flags = bpf.RemoteHost
 	case state.RemoteNode:
-		out.Flags, out.Identity = bpf.RemoteNode, uint32(identity.RemoteNode)
+		out.Flags = bpf.RemoteNode
 	case state.RemotePods:
-		out.Flags, out.Identity = bpf.RemotePod, uint32(identity.Pod)
+		out.Flags = bpf.RemotePod
 	case state.RemoteAPIServer:
-		out.Flags, out.Identity = bpf.RemoteAPIServer, uint32(identity.APIServer)
+		out.Flags = bpf.RemoteAPIServer
 	default:
 		return maps.Remote{}, fmt.Errorf("remote %s has unknown kind %q", row.Prefix, row.Kind)
 	}
@@ -129,7 +128,7 @@ func nodeID(name string) uint32 {
 }
 
 func describe(r maps.Remote) string {
-	return fmt.Sprintf("identity %d flags 0x%x via %s device %d", r.Identity, uint32(r.Flags), r.Node, r.Index)
+	return fmt.Sprintf("flags 0x%x via %s device %d", uint32(r.Flags), r.Node, r.Index)
 }
 
 // DeviceMap is the table of native devices. *maps.Maps is one.

@@ -78,7 +78,7 @@ func TestRemotes(t *testing.T) {
 	}
 	devices["eth0"] = 4 // made anew
 	prune("ipcache entry 10.244.0.0/24 is missing",
-		"ipcache entry fd00:1::/64 is identity 5 flags 0x4 via fe80::2 device 3, want identity 5 flags 0x4 via fe80::2 device 4",
+		"ipcache entry fd00:1::/64 is flags 0x4 via fe80::2 device 3, want flags 0x4 via fe80::2 device 4",
 		"ipcache entry 10.9.0.0/16 is not wanted")
 	prune()
 	got, err := m.Remotes()
@@ -86,7 +86,7 @@ func TestRemotes(t *testing.T) {
 		t.Fatal(err)
 	}
 	slices.SortFunc(got, func(a, b maps.Remote) int { return comparePrefix(a.Prefix, b.Prefix) })
-	want := maps.Remote{Prefix: pfx("10.244.1.0/24"), Identity: 5, Flags: bpf.RemotePod | bpf.RemoteTunnel, Node: at("192.168.0.2")}
+	want := maps.Remote{Prefix: pfx("10.244.1.0/24"), Flags: bpf.RemotePod | bpf.RemoteTunnel, Node: at("192.168.0.2")}
 	if got[1] != want {
 		t.Errorf("tunnelled row %+v, want %+v", got[1], want)
 	}

@@ -1,0 +1,69 @@
+package policy
+
+import "github.com/strait-net/strait/internal/identity"
+
+// ID names a program by a hash of its content; never 0.
+type ID uint64
+
+// RuleRef names a rule for people and for its counter: where it stands, or what else decided.
+type RuleRef struct {
+	Ref
+	Way  Way
+	Path string // of the rule in the object; for what no rule allowed: empty
+}
+
+// Verdict is what becomes of a connection. Rule is what decided: of a denial because no rule allowed it, the first isolating policy with an
+// empty Path.
+type Verdict struct {
+	Allow bool
+	Rule  RuleRef
+	// Audit: policies that are only audited would have decided otherwise: AuditAllow, by AuditRule.
+	Audit      bool
+	AuditAllow bool
+	AuditRule  RuleRef
+}
+
+// Entry is a program's answer to an identity.
+type Entry struct {
+	Verdict        // for every protocol and port when Table is nil
+	Table   *Table // else
+}
+
+// Table is a function of protocol and port. Equal tables have equal IDs.
+type Table struct {
+	ID   ID
+	Rows []Row // in the order of protocol, port, bits
+}
+
+// Row is the verdict for a protocol and the ports that share their leading bits with Port; the longest one that covers a packet counts.
+type Row struct {
+	Protocol Protocol // AnyProtocol: all, with Bits 0 (the row every table has)
+	Port     uint16
+	Bits     uint8 // 0: every port
+	Verdict
+}
+
+// Set is what selects a pod: pods with equal sets share a program.
+type Set struct {
+	Policies []*Policy // that select the pod, in any order
+	Mode     Mode
+	Audit    bool        // all of them are only audited here
+	Ports    []NamedPort // of the pod, those that named ports of its ingress rules ask for
+}
+
+// Match is a selector that a peer matches. Port is what NamedPort of a rule's port is at the peer when a rule of egress asks for it by name.
+type Match struct {
+	Selector string // Selector.Key
+	Name     string // of the port, empty: only the selector
+	Protocol Protocol
+	Port     uint16
+}
+
+// Matches are the selectors in use that a peer matches, sorted; equal ones are one identity.
+type Matches []Match
+
+// Decision is one identity's answer in both directions.
+type Decision struct {
+	Identity        identity.ID
+	Ingress, Egress Entry
+}

@@ -1,0 +1,114 @@
+package state
+
+import (
+	"net/netip"
+
+	"github.com/strait-net/strait/internal/identity"
+	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/table"
+)
+
+// Pod is what Kubernetes says about a pod that has not ended. Intent; owner: kube.
+type Pod struct {
+	Namespace      string
+	Name           string
+	UID            string
+	Node           string       // empty: not scheduled
+	Addresses      []netip.Addr // status.podIPs or, before the kubelet has written them, what the agent of its node has published at ADD
+	HostNetwork    bool         // its addresses are its node's
+	ServiceAccount string
+	Labels         policy.Labels
+	Ports          []policy.NamedPort // of all containers, those with a name
+	Audit          bool               // annotation policy.strait.dev/audit: "true"
+}
+
+// Key returns namespace/name.
+func (p Pod) Key() string { return p.Namespace + "/" + p.Name }
+
+// PodsByAddress finds pods with an address of their own.
+var PodsByAddress = table.Index[Pod]{
+	Name: "address",
+	Keys: func(p Pod) []string {
+		if p.HostNetwork {
+			return nil
+		}
+		keys := make([]string, len(p.Addresses))
+		for i, a := range p.Addresses {
+			keys[i] = a.String()
+		}
+		return keys
+	},
+}
+
+// PodsByNamespace finds the pods of a namespace.
+var PodsByNamespace = table.Index[Pod]{
+	Name: "namespace",
+	Keys: func(p Pod) []string { return []string{p.Namespace} },
+}
+
+// NewPods returns the table of pods, keyed by Pod.Key.
+func NewPods() *table.Table[Pod] {
+	return table.New("pods", Pod.Key, PodsByAddress, PodsByNamespace)
+}
+
+// Namespace is what Kubernetes says about a namespace. Intent; owner: kube.
+type Namespace struct {
+	Name   string
+	Labels policy.Labels
+	Mode   *policy.Mode // annotation policy.strait.dev/enforcement: default, always or never; nil: the cluster's
+	Audit  bool         // annotation policy.strait.dev/audit: "true"
+}
+
+// NewNamespaces returns the table of namespaces, keyed by name.
+func NewNamespaces() *table.Table[Namespace] {
+	return table.New("namespaces", func(n Namespace) string { return n.Name })
+}
+
+// Policy is an object with policies in it. Intent; owner: kube.
+type Policy struct {
+	policy.Ref
+	UID        string
+	Generation int64
+	// Specs are what is enforced: of an object whose newest generation is refused, what it said before; nothing if it never was right.
+	Specs []policy.Policy
+	// Enforced is the generation that Specs are of; 0: none.
+	Enforced int64
+	// Refused says why the newest generation is not enforced: field and value; empty: it is.
+	Refused string
+}
+
+// Key returns kind/namespace/name.
+func (p Policy) Key() string { return string(p.Kind) + "/" + p.Namespace + "/" + p.Name }
+
+// NewPolicies returns the table of policies of all kinds, keyed by Policy.Key.
+func NewPolicies() *table.Table[Policy] {
+	return table.New("policies", Policy.Key)
+}
+
+// Identity is who has a prefix, as far as policy in use on this node can tell. Desired; owner: control.
+type Identity struct {
+	Prefix  netip.Prefix
+	ID      identity.ID
+	Kind    policy.PeerKind
+	Pod     string         // namespace/name, of pods
+	Matches policy.Matches // selectors in use that it matches
+}
+
+// NewIdentities returns the table of identities, keyed by prefix.
+func NewIdentities() *table.Table[Identity] {
+	return table.New("identities", func(i Identity) string { return i.Prefix.String() })
+}
+
+// Program is a set of policies in use on this node, compiled. Desired; owner: control.
+type Program struct {
+	ID       policy.ID
+	Policies []policy.Ref // sorted
+	Pods     []string     // namespace/name of the local pods it is for; "" is the node itself
+	Entries  int          // rows in the kernel
+	Error    string       // why the kernel does not have it; the pods keep what they had
+}
+
+// NewPrograms returns the table of programs, keyed by ID.
+func NewPrograms() *table.Table[Program] {
+	return table.New("programs", func(p Program) string { return identity.ID(p.ID).String() })
+}
