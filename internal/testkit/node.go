@@ -159,6 +159,7 @@ type Pod struct {
 	ContainerID string
 	Result      *current.Result
 	HostPorts   []HostPortMapping // set before Attach
+	Spec        *PodSpec          // nil: there is no Pod object
 	node        *Node
 }
 
@@ -196,7 +197,7 @@ func (n *Node) NewSandbox(name string) *Pod {
 func (p *Pod) runtime() *libcni.RuntimeConf {
 	rt := &libcni.RuntimeConf{
 		ContainerID: p.ContainerID, NetNS: p.Path(), IfName: "eth0",
-		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_UID", p.ContainerID}},
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", p.KubernetesNamespace()}, {"K8S_POD_NAME", p.Name}, {"K8S_POD_UID", p.ContainerID}},
 	}
 	if len(p.HostPorts) > 0 {
 		rt.CapabilityArgs = map[string]any{"portMappings": p.HostPorts}
