@@ -60,9 +60,11 @@ func Allocate(pools []Pool, claims, others []state.Claim) []Grant {
 	for _, i := range order {
 		needs[i] = a.keep(&claims[i])
 	}
-	for _, c := range claims {
-		for _, addr := range c.Held {
-			a.leaving[addr] = len(a.users[addr]) == 0
+	for i := range claims {
+		for _, addr := range claims[i].Held {
+			if !slices.Contains(a.users[addr], &claims[i]) {
+				a.leaving[addr] = true // even if others keep it: who comes may share with them, and not with who goes
+			}
 		}
 	}
 	for _, step := range []func(*state.Claim, *need){a.request, a.choose} {
@@ -162,7 +164,7 @@ func (a *allocator) choose(c *state.Claim, n *need) {
 		if addr.Is6() != n.v6 {
 			continue
 		}
-		if pool, _ := a.poolOf(c, addr); pool != nil && !pool.Closed && a.obstacle(c, addr) == nil {
+		if pool, _ := a.poolOf(c, addr); pool != nil && !pool.Closed && !a.leaving[addr] && a.obstacle(c, addr) == nil {
 			a.take(c, n, addr)
 			return
 		}
