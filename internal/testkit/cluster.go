@@ -213,7 +213,7 @@ func (c *Cluster) writeNodes() {
 		}
 		c.Apply("node-"+n.Name, map[string]any{
 			"apiVersion": "v1", "kind": "Node",
-			"metadata": map[string]any{"name": n.Name, "uid": n.Name},
+			"metadata": map[string]any{"name": n.Name, "uid": n.Name, "labels": map[string]any{"kubernetes.io/hostname": n.Name}},
 			"spec":     map[string]any{"podCIDR": cidrs[0], "podCIDRs": cidrs},
 			"status": map[string]any{"addresses": []any{
 				map[string]any{"type": "InternalIP", "address": n.IPv4.String()},
