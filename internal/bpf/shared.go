@@ -66,6 +66,19 @@ const (
 	RemoteTunnel    = DatapathRemoteFlagsREMOTE_TUNNEL
 )
 
+// Directions of a policy.
+const (
+	PolicyEgress  = DatapathPolicyDirectionPOLICY_EGRESS
+	PolicyIngress = DatapathPolicyDirectionPOLICY_INGRESS
+)
+
+// Flags of a policy's verdict.
+const (
+	PolicyAllow     = DatapathPolicyFlagsPOLICY_ALLOW
+	PolicyAudit     = DatapathPolicyFlagsPOLICY_AUDIT
+	PolicyAuditDeny = DatapathPolicyFlagsPOLICY_AUDIT_DENY
+)
+
 // Flags of a connection.
 const (
 	CtHiBegan = DatapathCtFlagsCT_HI_BEGAN

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
+	"github.com/strait-net/strait/internal/identity"
 )
 
 // Uncounted is the number of entries of a map whose entries cannot be counted: those of socket storage belong to sockets.
@@ -130,6 +131,17 @@ func descriptions() []description {
 			func(k bpf.DgramKey, v bpf.SockaddrKey) []string {
 				return []string{strconv.FormatUint(k.Cookie, 10), k.Backend.AddrPort().String(), v.AddrPort().String()}
 			}),
+		describe(bpf.DatapathMapStraitIdentity, "who has which addresses, for policy", "PREFIX IDENTITY",
+			func(k bpf.IpcacheKey, id uint64) []string {
+				return []string{k.Prefix().String(), identity.ID(id).String()}
+			}),
+		describe(bpf.DatapathMapStraitPolicy, "what policies of local pods say to identities",
+			"POLICY DIRECTION IDENTITY TABLE VERDICT RULE AUDIT AUDIT-RULE", policyRow),
+		describe(bpf.DatapathMapStraitPort, "what policies say to protocols and ports", "TABLE PROTOCOL PORTS VERDICT RULE AUDIT AUDIT-RULE", portRow),
+		describe(bpf.DatapathMapStraitNode, "revision of policy, and the policy of the node itself", "REVISION POLICY",
+			func(_ uint32, v bpf.NodeState) []string { return []string{number(v.Revision), policyName(v.Policy)} }),
+		{name: bpf.DatapathMapStraitRule, purpose: "what rules of policies let pass or stopped",
+			columns: []string{"RULE", "PACKETS", "BYTES"}, rows: ruleRows},
 		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to"},
 		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
 		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},

@@ -60,6 +60,16 @@ func layouts(name string) []layout {
 		return []layout{kept[bpf.AnnounceKey, bpf.Announce]()}
 	case bpf.DatapathMapStraitDgram:
 		return []layout{written[bpf.DgramKey](same[bpf.SockaddrKey], nil)}
+	case bpf.DatapathMapStraitIdentity:
+		return []layout{kept[bpf.IpcacheKey, uint64]()}
+	case bpf.DatapathMapStraitPolicy:
+		return []layout{kept[bpf.PolicyKey, bpf.PolicyEntry]()}
+	case bpf.DatapathMapStraitPort:
+		return []layout{kept[bpf.PortKey, bpf.PolicyVerdict]()}
+	case bpf.DatapathMapStraitNode:
+		return []layout{kept[uint32, bpf.NodeState]()}
+	case bpf.DatapathMapStraitRule:
+		return []layout{{value: 16, fill: fillRules}}
 	}
 	return nil // socket storage cannot be read as a whole; the size of the counters never changes
 }
