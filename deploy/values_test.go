@@ -46,6 +46,8 @@ func TestFamiliarNames(t *testing.T) {
 		{"loadBalancer.acceleration=native", "services.xdp", "native", func(c config.Config) any { return string(c.Services.XDP) }},
 		{`nodePort.range=30000\,31000`, "services.nodePorts", "30000-31000", func(c config.Config) any { return c.Services.NodePorts }},
 		{"maglev.tableSize=4093", "services.maglevSize", "4093", func(c config.Config) any { return c.Services.MaglevSize }},
+		{"policyEnforcementMode=always", "policy.enforcement", "always", func(c config.Config) any { return string(c.Policy.Enforcement) }},
+		{"policyAuditMode=true", "policy.audit", "true", func(c config.Config) any { return c.Policy.Audit }},
 		{"socketLB.enabled=false", "socketLB.enabled", "false", socketLB},
 		{"hostServices.enabled=false", "socketLB.enabled", "false", socketLB},
 
@@ -110,6 +112,7 @@ func TestRefused(t *testing.T) {
 		{"loadBalancer.mode=hybrid", []string{`loadBalancer.mode: "hybrid": unknown; accepted: dsr, snat`}},
 		{"loadBalancer.acceleration=best-effort", []string{`loadBalancer.acceleration: "best-effort": unknown; accepted: disabled, generic, native`}},
 		{"socketLB.enabled=true hostServices.enabled=false", []string{`hostServices.enabled: false`, `but socketLB.enabled: true`}},
+		{"policyEnforcementMode=strict", []string{`policyEnforcementMode: "strict": unknown; accepted: always, default, never`}},
 		{"ipam.mode=eni", []string{`ipam.mode: "eni": unknown; accepted: cluster-pool, kubernetes`}},
 		{"ipam.operator.clusterPoolIPv4PodCIDRList={10.1.0.0/16,10.2.0.0/16}", []string{`ipam.operator.clusterPoolIPv4PodCIDRList: ["10.1.0.0/16","10.2.0.0/16"]: want one CIDR`}},
 		{"ipam.operator.clusterPoolIPv4PodCIDRList={10.1.0.0/16} ipam.operator.clusterPoolIPv4PodCIDR=10.2.0.0/16", []string{`ipam.operator.clusterPoolIPv4PodCIDR: "10.2.0.0/16": means IPv4 pod CIDR 10.2.0.0/16, but`}},

@@ -12,7 +12,7 @@ with every problem found, in the form of the agent's own messages: field, value,
 
 {{- define "strait.resolve" -}}
 {{- $r := dict "values" .Values "config" dict "claims" dict "problems" list -}}
-{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "log" "rest" -}}
+{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "policy" "log" "rest" -}}
 {{- include (print "strait.resolve." .) $r -}}
 {{- end -}}
 {{- with $r.problems -}}
@@ -218,6 +218,11 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- end -}}
 {{- $_ := set .config "devices" $devices -}}
 {{- $_ := set .config "mtu" (int .values.MTU) -}}
+{{- end -}}
+
+{{- define "strait.resolve.policy" -}}
+{{- include "strait.word" (list . "enforcement" "policyEnforcementMode" .values.policyEnforcementMode (dict "default" "default" "always" "always" "never" "never")) -}}
+{{- $_ := set .config "policy" (dict "enforcement" (get .claims "enforcement" | default (dict "meaning" "default")).meaning "audit" .values.policyAuditMode) -}}
 {{- end -}}
 
 {{- define "strait.resolve.log" -}}
