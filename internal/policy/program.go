@@ -12,12 +12,13 @@ type RuleRef struct {
 	Path string // of the rule in the object; for what no rule allowed: empty
 }
 
-// Verdict is what becomes of a connection. Rule is what decided: of a denial because no rule allowed it, the first isolating policy with an
-// empty Path.
+// Verdict is what becomes of a connection. Rule is what decided: of a denial because no rule allowed it, the first isolating policy (in the
+// order of Compare; mode always comes after all of them) with an empty Path. What no object decides has a Ref of Kind Builtin.
 type Verdict struct {
 	Allow bool
 	Rule  RuleRef
-	// Audit: policies that are only audited would have decided otherwise: AuditAllow, by AuditRule.
+	// Audit: with the policies that are only audited the outcome would be the other one: AuditAllow, by AuditRule. Another rule for the same
+	// outcome is not Audit.
 	Audit      bool
 	AuditAllow bool
 	AuditRule  RuleRef
@@ -47,11 +48,12 @@ type Row struct {
 type Set struct {
 	Policies []*Policy // that select the pod, in any order
 	Mode     Mode
-	Audit    bool        // all of them are only audited here
+	Audit    bool        // all of them, and the isolation of mode always, are only audited here
 	Ports    []NamedPort // of the pod, those that named ports of its ingress rules ask for
 }
 
-// Match is a selector that a peer matches. Port is what NamedPort of a rule's port is at the peer when a rule of egress asks for it by name.
+// Match is a selector that a peer matches. With a Name it is
+// said in addition what number the peer has for a port that a rule of egress asks for by name; Protocol is then that of the peer's port.
 type Match struct {
 	Selector string // Selector.Key
 	Name     string // of the port, empty: only the selector
