@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -16,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
 	"github.com/strait-net/strait/api/v1alpha1"
 	"github.com/strait-net/strait/internal/config"
@@ -33,6 +36,8 @@ type Client struct {
 	discovery rest.Interface
 	lease     rest.Interface
 	strait    rest.Interface // our own kinds
+	network   rest.Interface // networking.k8s.io
+	cluster   rest.Interface // policy.networking.k8s.io
 	status    rest.Interface // of Services: many at once, when a pool is made for those that have waited
 }
 
@@ -60,6 +65,7 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme, v1alpha1.AddToScheme,
+		networkingv1.AddToScheme, policyv1alpha2.Install,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
@@ -67,14 +73,12 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	}
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	codecs := serializer.NewCodecFactory(scheme)
-	open := func(group schema.GroupVersion, path string, qps float32, burst int) (rest.Interface, error) {
+	builtin := runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	open := func(group schema.GroupVersion, path, content string, qps float32, burst int) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
 		c.GroupVersion, c.APIPath, c.NegotiatedSerializer = &group, path, codecs.WithoutConversion()
-		c.ContentType = runtime.ContentTypeProtobuf
-		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-		if group == v1alpha1.GroupVersion() {
-			c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON // all that custom resources have
-		}
+		c.ContentType, _, _ = strings.Cut(content, ",")
+		c.AcceptContentTypes = content
 		c.UserAgent = userAgent
 		c.QPS, c.Burst = qps, burst
 		client, err := rest.RESTClientFor(c)
@@ -84,13 +88,27 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 		return client, nil
 	}
 	c := &Client{host: cfg.Host}
-	var errs [5]error
-	c.core, errs[0] = open(corev1.SchemeGroupVersion, "/api", queries, burst)
-	c.discovery, errs[1] = open(discoveryv1.SchemeGroupVersion, "/apis", queries, burst)
-	c.lease, errs[2] = open(coordinationv1.SchemeGroupVersion, "/apis", queries, burst)
-	c.strait, errs[3] = open(v1alpha1.GroupVersion(), "/apis", queries, burst)
-	c.status, errs[4] = open(corev1.SchemeGroupVersion, "/api", statusQueries, statusBurst)
-	return c, errors.Join(errs[:]...)
+	var errs []error
+	for _, api := range []struct {
+		client     *rest.Interface
+		group      schema.GroupVersion
+		path       string
+		content    string // JSON is all that custom resources have
+		qps, burst int
+	}{
+		{&c.core, corev1.SchemeGroupVersion, "/api", builtin, queries, burst},
+		{&c.discovery, discoveryv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
+		{&c.lease, coordinationv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
+		{&c.network, networkingv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
+		{&c.strait, v1alpha1.GroupVersion(), "/apis", runtime.ContentTypeJSON, queries, burst},
+		{&c.cluster, schema.GroupVersion(policyv1alpha2.GroupVersion), "/apis", runtime.ContentTypeJSON, queries, burst},
+		{&c.status, corev1.SchemeGroupVersion, "/api", builtin, statusQueries, statusBurst},
+	} {
+		client, err := open(api.group, api.path, api.content, float32(api.qps), api.burst)
+		*api.client = client
+		errs = append(errs, err)
+	}
+	return c, errors.Join(errs...)
 }
 
 // RouteLogs sends what client-go logs to log. It is for main packages: client-go has one logger in a process.

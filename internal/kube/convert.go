@@ -47,6 +47,9 @@ func ToNode(o *corev1.Node) (state.Node, error) {
 		}
 		n.PodCIDRs = append(n.PodCIDRs, p.Masked())
 	}
+	var err error
+	n.Labels, err = toLabels(o.Labels)
+	errs = append(errs, err)
 	n.Tainted = slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == NotReadyTaint })
 	return n, errors.Join(errs...)
 }

@@ -22,7 +22,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/strait-net/strait/internal/state"
-	"github.com/strait-net/strait/internal/table"
 )
 
 const (
@@ -59,30 +58,37 @@ type directoryStore struct {
 func NewDirectory(dir string, tables Tables, log *slog.Logger) *Directory {
 	d := &Directory{dir: dir, tables: tables, log: log, files: map[string]*file{}}
 	if tables.Nodes != nil {
-		addStore(d, "node", tables.Nodes, state.Node.Equal,
-			func(o *corev1.Node) (state.Node, bool, error) { n, err := ToNode(o); return n, true, err })
+		addStore(d, nodes(tables))
 	}
 	if tables.Services != nil {
-		addStore(d, "service", tables.Services, state.Service.Equal,
-			func(o *corev1.Service) (state.Service, bool, error) { s, err := ToService(o); return s, true, err })
+		addStore(d, services(tables))
 	}
 	if tables.EndpointSlices != nil {
-		addStore(d, "endpointslice", tables.EndpointSlices, state.EndpointSlice.Equal, ToEndpointSlice)
+		addStore(d, endpointSlices(tables))
+	}
+	if tables.Pods != nil {
+		addStore(d, pods(tables))
+	}
+	if tables.Namespaces != nil {
+		addStore(d, namespaces(tables))
+	}
+	if tables.Policies != nil {
+		addPolicyStores(d)
 	}
 	return d
 }
 
-func addStore[O metav1.Object, R any](d *Directory, kind string, rows *table.Table[R], equal func(a, b R) bool, convert func(O) (R, bool, error)) {
-	done := rows.Register(owner)
+func addStore[O metav1.Object, R any](d *Directory, k kind[O, R]) {
+	done := k.register()
 	s := &store[O, R]{
-		kind: kind, table: rows, convert: convert, equal: equal, problems: d.tables.Problems, now: time.Now,
+		kind: k, problems: d.tables.Problems, now: time.Now,
 		done: func() {
 			if d.synced {
 				done()
 			}
 		},
 	}
-	d.stores = append(d.stores, directoryStore{kind, func(objects []any) error {
+	d.stores = append(d.stores, directoryStore{k.name, func(objects []any) error {
 		var ours []any
 		for _, o := range objects {
 			if _, ok := o.(O); ok {
@@ -199,7 +205,7 @@ func (d *Directory) merge() []any {
 	var twice []state.Problem
 	for _, path := range paths {
 		for _, o := range d.files[path].objects {
-			key := fmt.Sprintf("%T %s", o, rowKey(o))
+			key := fmt.Sprintf("%T %s", o, objectName(o))
 			if first, taken := from[key]; taken {
 				twice = append(twice, state.Problem{Subject: strings.TrimPrefix(key, "*v1."), Text: "is in " + path + " and in " + first + "; the latter counts"})
 				continue
@@ -220,7 +226,36 @@ func (d *Directory) raise(subject string, err error) {
 	}
 }
 
-// ParseObjects reads YAML documents of v1 Node, v1 Service, discovery.k8s.io/v1 EndpointSlice and v1 List of them. Unknown fields are errors.
+// staticKind is a kind of object that a directory may have.
+type staticKind struct {
+	apiVersion, kind string
+	namespaced       bool
+	object           metav1.Object
+}
+
+// staticKinds returns new objects of every kind.
+func staticKinds() []staticKind {
+	return append([]staticKind{
+		{"v1", "Node", false, &corev1.Node{}},
+		{"v1", "Service", true, &corev1.Service{}},
+		{"discovery.k8s.io/v1", "EndpointSlice", true, &discoveryv1.EndpointSlice{}},
+		{"v1", "Pod", true, &corev1.Pod{}},
+		{"v1", "Namespace", false, &corev1.Namespace{}},
+	}, policyStaticKinds()...)
+}
+
+func staticKindOf(head metav1.TypeMeta) (staticKind, error) {
+	var accepted []string
+	for _, k := range staticKinds() {
+		if k.apiVersion == head.APIVersion && k.kind == head.Kind {
+			return k, nil
+		}
+		accepted = append(accepted, k.apiVersion+" "+k.kind)
+	}
+	return staticKind{}, fmt.Errorf("apiVersion %q, kind %q: accepted: %s, v1 List", head.APIVersion, head.Kind, strings.Join(accepted, ", "))
+}
+
+// ParseObjects reads YAML documents of the kinds of staticKinds and v1 List of them. Unknown fields are errors.
 func ParseObjects(raw []byte) ([]metav1.Object, error) {
 	var out []metav1.Object
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(raw)))
@@ -248,7 +283,6 @@ func parseDocument(document []byte) ([]metav1.Object, error) {
 	if err := yaml.Unmarshal(document, &head); err != nil {
 		return nil, err
 	}
-	var o metav1.Object
 	switch head.APIVersion + " " + head.Kind {
 	case " ":
 		if strings.TrimSpace(stripComments(document)) == "" {
@@ -269,23 +303,19 @@ func parseDocument(document []byte) ([]metav1.Object, error) {
 			out = append(out, objects...)
 		}
 		return out, nil
-	case "v1 Node":
-		o = &corev1.Node{}
-	case "v1 Service":
-		o = &corev1.Service{}
-	case "discovery.k8s.io/v1 EndpointSlice":
-		o = &discoveryv1.EndpointSlice{}
-	default:
-		return nil, fmt.Errorf("apiVersion %q, kind %q: accepted: v1 Node, v1 Service, discovery.k8s.io/v1 EndpointSlice, v1 List",
-			head.APIVersion, head.Kind)
 	}
+	k, err := staticKindOf(head.TypeMeta)
+	if err != nil {
+		return nil, err
+	}
+	o := k.object
 	if err := yaml.UnmarshalStrict(document, o); err != nil {
 		return nil, fmt.Errorf("%s: %w", head.Kind, err)
 	}
 	if o.GetName() == "" {
 		return nil, fmt.Errorf("%s: metadata.name is empty", head.Kind)
 	}
-	if head.Kind != "Node" && o.GetNamespace() == "" {
+	if k.namespaced && o.GetNamespace() == "" {
 		o.SetNamespace(metav1.NamespaceDefault)
 	}
 	return []metav1.Object{o}, nil

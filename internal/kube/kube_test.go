@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
 )
@@ -61,6 +62,7 @@ status:
 		Name: "worker-1", UID: "u1", Tainted: true, Zone: "z1", NoLoadBalancer: true, Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.9.2"), netip.MustParseAddr("fd00:9::2")},
 		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:10:244:1::/64")},
+		Labels:    policy.Labels{{Key: "node.kubernetes.io/exclude-from-external-load-balancers"}, {Key: "topology.kubernetes.io/zone", Value: "z1"}},
 	}
 	if err != nil || !n.Equal(want) {
 		t.Errorf("got %+v, %v\nwant %+v", n, err, want)
@@ -203,10 +205,7 @@ func TestReflect(t *testing.T) {
 	server.Add(node("a", "10.0.1.0/24"))
 	server.Add(node("b", "10.0.2.0/24"))
 	a := &APIServer{tables: TablesOf(st), log: quiet(), host: "https://fake"}
-	s := &store[*corev1.Node, state.Node]{
-		kind: "node", table: st.Nodes, equal: state.Node.Equal, problems: st.Problems, done: st.Nodes.Register(owner), now: time.Now,
-		convert: func(o *corev1.Node) (state.Node, bool, error) { n, err := ToNode(o); return n, true, err },
-	}
+	s := &store[*corev1.Node, state.Node]{kind: nodes(TablesOf(st)), problems: st.Problems, done: st.Nodes.Register(owner), now: time.Now}
 	if initialised(st.Nodes) {
 		t.Fatal("initialised before the first list")
 	}
@@ -241,10 +240,7 @@ func TestReflect(t *testing.T) {
 // A list after an outage removes what is gone and keeps what cannot be read.
 func TestReplace(t *testing.T) {
 	st := state.New()
-	s := &store[*corev1.Node, state.Node]{
-		kind: "node", table: st.Nodes, equal: state.Node.Equal, problems: st.Problems, done: func() {}, now: time.Now,
-		convert: func(o *corev1.Node) (state.Node, bool, error) { n, err := ToNode(o); return n, true, err },
-	}
+	s := &store[*corev1.Node, state.Node]{kind: nodes(TablesOf(st)), problems: st.Problems, done: func() {}, now: time.Now}
 	transform := s.Transformer()
 	var initial []any
 	for _, n := range []*corev1.Node{node("a", "10.0.1.0/24"), node("b", "10.0.2.0/24"), node("c", "10.0.3.0/24")} {
@@ -341,7 +337,7 @@ func TestParseObjectsRefuses(t *testing.T) {
 	for text, want := range map[string]string{
 		"a: [":                                    "document 1",
 		"foo: bar":                                "has no apiVersion and kind",
-		"apiVersion: v1\nkind: Pod":               `kind "Pod": accepted: v1 Node`,
+		"apiVersion: v1\nkind: Secret":            `kind "Secret": accepted: v1 Node`,
 		"apiVersion: v1\nkind: Node":              "metadata.name is empty",
 		nodeYAML("a", "x") + "state: {}":          `unknown field "state"`,
 		nodeYAML("a", "x") + "---\n- 1":           "document 2",

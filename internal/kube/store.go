@@ -23,21 +23,55 @@ type Tables struct {
 	EndpointSlices *table.Table[state.EndpointSlice]
 	Pools          *table.Table[state.Pool]  // of the operator; only from an API server
 	Claims         *table.Table[state.Claim] // the same
+	Pods           *table.Table[state.Pod]
+	Namespaces     *table.Table[state.Namespace]
+	Policies       *table.Table[state.Policy]
 	Problems       *table.Table[state.Problem]
 }
 
 // TablesOf returns the intent tables of an agent's state.
 func TablesOf(s *state.State) Tables {
-	return Tables{Nodes: s.Nodes, Services: s.Services, EndpointSlices: s.EndpointSlices, Problems: s.Problems}
+	return Tables{
+		Nodes: s.Nodes, Services: s.Services, EndpointSlices: s.EndpointSlices, Problems: s.Problems,
+		Pods: s.Pods, Namespaces: s.Namespaces, Policies: s.Policies,
+	}
+}
+
+// kind is a kind of object and how it becomes rows.
+type kind[O metav1.Object, R any] struct {
+	name    string // in problems
+	table   *table.Table[R]
+	convert func(O) (row R, ok bool, err error)
+	equal   func(a, b R) bool
+	shared  *share[R] // of a table that several kinds write
+}
+
+// share is what a kind needs to know of a table that it does not have for itself.
+type share[R any] struct {
+	source string // registers with the table
+	key    func(metav1.Object) string
+	ours   func(R) bool       // rows of this kind
+	follow func(old, row R) R // the row to write where old is
+}
+
+func (k kind[O, R]) register() (done func()) {
+	if k.shared != nil {
+		return k.table.Register(k.shared.source)
+	}
+	return k.table.Register(owner)
+}
+
+func (k kind[O, R]) rowKey(o metav1.Object) string {
+	if k.shared != nil {
+		return k.shared.key(o)
+	}
+	return objectName(o)
 }
 
 // store is where a client-go Reflector puts objects: converted at once and kept only as rows, so that
 // nothing of an object stays in memory twice. A row that says what it said before is not written.
 type store[O metav1.Object, R any] struct {
-	kind     string
-	table    *table.Table[R]
-	convert  func(O) (row R, ok bool, err error)
-	equal    func(a, b R) bool
+	kind[O, R]
 	problems *table.Table[state.Problem]
 	done     func() // tells the table that everything has been delivered once
 	now      func() time.Time
@@ -80,7 +114,7 @@ func (s *store[O, R]) read(obj any) (*converted[R], error) {
 	case O:
 		return s.toRow(o), nil
 	}
-	return nil, fmt.Errorf("reflect %s: got a %T", s.kind, obj)
+	return nil, fmt.Errorf("reflect %s: got a %T", s.name, obj)
 }
 
 // Add writes the row of an object; a row that cannot be read leaves the previous one in force.
@@ -103,26 +137,27 @@ func (s *store[O, R]) Delete(obj any) error {
 	if err != nil {
 		return err
 	}
-	s.table.Delete(rowKey(c))
+	s.table.Delete(s.rowKey(c))
 	state.Clear(s.problems, owner, s.subject(c))
 	return nil
 }
 
 // Replace makes the table hold exactly the objects, in one transaction.
 func (s *store[O, R]) Replace(objects []any, _ string) error {
-	rows := make(map[string]*converted[R], len(objects))
+	rows, named := make(map[string]*converted[R], len(objects)), make(map[string]bool, len(objects))
 	for _, obj := range objects {
 		c, err := s.read(obj)
 		if err != nil {
 			return err
 		}
 		s.judge(c)
-		rows[rowKey(c)] = c
+		rows[s.rowKey(c)] = c
+		named[objectName(c)] = true
 	}
 	var gone []string
 	s.table.Write(func(tx *table.Txn[R]) {
 		tx.All(func(old R) bool {
-			if key := s.table.Key(old); rows[key] == nil {
+			if key := s.table.Key(old); rows[key] == nil && (s.shared == nil || s.shared.ours(old)) {
 				gone = append(gone, key)
 			}
 			return true
@@ -135,7 +170,7 @@ func (s *store[O, R]) Replace(objects []any, _ string) error {
 		}
 	})
 	for p := range s.problems.Snapshot().By(state.ProblemsBySource, owner) {
-		if name, ok := strings.CutPrefix(p.Subject, s.kind+" "); ok && rows[name] == nil {
+		if name, ok := strings.CutPrefix(p.Subject, s.name+" "); ok && !named[name] {
 			state.Clear(s.problems, owner, p.Subject)
 		}
 	}
@@ -150,14 +185,18 @@ func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
 	if c.refused() {
 		return
 	}
-	old, _, present := tx.Get(rowKey(c))
+	key, row := s.rowKey(c), c.row
+	old, _, present := tx.Get(key)
+	if present && s.shared != nil {
+		row = s.shared.follow(old, row)
+	}
 	switch {
 	case !c.ok:
 		if present {
-			tx.Delete(rowKey(c))
+			tx.Delete(key)
 		}
-	case !present || !s.equal(old, c.row):
-		tx.Insert(c.row)
+	case !present || !s.equal(old, row):
+		tx.Insert(row)
 	}
 }
 
@@ -173,10 +212,10 @@ func (s *store[O, R]) judge(c *converted[R]) {
 	state.Raise(s.problems, state.Problem{Source: owner, Subject: s.subject(c), Text: text}, s.now())
 }
 
-func (s *store[O, R]) subject(c *converted[R]) string { return s.kind + " " + rowKey(c) }
+func (s *store[O, R]) subject(c *converted[R]) string { return s.name + " " + objectName(c) }
 
-// rowKey is the primary key of the intent tables: namespace/name, or the name alone.
-func rowKey(o metav1.Object) string {
+// objectName is namespace/name, or the name alone: the primary key of most intent tables.
+func objectName(o metav1.Object) string {
 	if o.GetNamespace() == "" {
 		return o.GetName()
 	}

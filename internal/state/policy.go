@@ -2,6 +2,8 @@ package state
 
 import (
 	"net/netip"
+	"reflect"
+	"slices"
 
 	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/policy"
@@ -112,3 +114,19 @@ type Program struct {
 func NewPrograms() *table.Table[Program] {
 	return table.New("programs", func(p Program) string { return identity.ID(p.ID).String() })
 }
+
+// Equal reports whether two pods say the same.
+func (p Pod) Equal(o Pod) bool {
+	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.Node == o.Node && p.HostNetwork == o.HostNetwork &&
+		p.ServiceAccount == o.ServiceAccount && p.Audit == o.Audit &&
+		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.Labels, o.Labels) && slices.Equal(p.Ports, o.Ports)
+}
+
+// Equal reports whether two namespaces say the same.
+func (n Namespace) Equal(o Namespace) bool {
+	return n.Name == o.Name && n.Audit == o.Audit && slices.Equal(n.Labels, o.Labels) &&
+		(n.Mode == o.Mode || n.Mode != nil && o.Mode != nil && *n.Mode == *o.Mode)
+}
+
+// Equal reports whether two policies say the same.
+func (p Policy) Equal(o Policy) bool { return reflect.DeepEqual(p, o) }
