@@ -229,18 +229,31 @@ func (p *Program) Entry(way Way, kind PeerKind, ms Matches) Entry {
 		return Entry{Verdict: Verdict{Allow: true, Rule: builtin(OwnNode, way)}}
 	}
 	w := &p.ways[way]
-	var matched []int32
-	for i := range ms {
-		if ms[i].Name == "" {
-			matched = append(matched, w.bySelect[ms[i].Selector]...)
-		}
-	}
-	if len(matched) == 0 {
+	if !w.distinguishes(ms) {
 		return w.other
 	}
-	matched = append(matched, w.everyone...)
-	slices.Sort(matched)
-	return w.entry(slices.Compact(matched), ms)
+	return w.entry(w.matched(ms), ms)
+}
+
+func (w *program) distinguishes(ms Matches) bool {
+	for i := range ms {
+		if len(w.bySelect[ms[i].Selector]) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// matched returns the rules whose peers somebody is of whom ms are known, ascending.
+func (w *program) matched(ms Matches) []int32 {
+	out := slices.Clone(w.everyone)
+	for i := range ms {
+		if ms[i].Name == "" {
+			out = append(out, w.bySelect[ms[i].Selector]...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // Decision returns the answers to an identity in both directions.

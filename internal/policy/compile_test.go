@@ -28,27 +28,6 @@ func matching(p *Program, peer *Peer) Matches {
 	return x.Match(peer)
 }
 
-// lookup does what the kernel does.
-func (e Entry) lookup(protocol Protocol, port uint16) Verdict {
-	if e.Table == nil {
-		return e.Verdict
-	}
-	var best *Row
-	for i := range e.Table.Rows {
-		r := &e.Table.Rows[i]
-		if r.Protocol != AnyProtocol && r.Protocol != protocol {
-			continue
-		}
-		if r.Bits > 0 && (r.Port^port)>>(16-r.Bits) != 0 {
-			continue
-		}
-		if best == nil || r.Protocol != AnyProtocol && (best.Protocol == AnyProtocol || r.Bits > best.Bits) {
-			best = r
-		}
-	}
-	return best.Verdict
-}
-
 func TestOnePolicy(t *testing.T) {
 	web := &Policy{
 		Ref: Ref{NetworkPolicy, "a", "web"}, Tier: Normal,
@@ -59,13 +38,13 @@ func TestOnePolicy(t *testing.T) {
 	program := NewProgram(Set{Policies: []*Policy{web}})
 	client := &Peer{Kind: PodPeer, Prefix: netip.MustParsePrefix("10.0.0.1/32"), Namespace: "a", Labels: Labels{{"app", "client"}}}
 	e := program.Entry(Ingress, client.Kind, matching(program, client))
-	if v := e.lookup(TCP, 80); !v.Allow || v.Rule.String() != "NetworkPolicy a/web ingress spec.ingress[0]" {
+	if v := e.At(TCP, 80); !v.Allow || v.Rule.String() != "NetworkPolicy a/web ingress spec.ingress[0]" {
 		t.Errorf("80/TCP: %+v", v)
 	}
-	if v := e.lookup(TCP, 81); v.Allow || v.Rule.String() != "NetworkPolicy a/web ingress (no rule matches)" {
+	if v := e.At(TCP, 81); v.Allow || v.Rule.String() != "NetworkPolicy a/web ingress (no rule matches)" {
 		t.Errorf("81/TCP: %+v", v)
 	}
-	if v := program.Entry(Ingress, HostPeer, nil).lookup(TCP, 81); !v.Allow || v.Rule.String() != "Builtin own node" {
+	if v := program.Entry(Ingress, HostPeer, nil).At(TCP, 81); !v.Allow || v.Rule.String() != "Builtin own node" {
 		t.Errorf("own node: %+v", v)
 	}
 	if v := program.Other(Egress).Verdict; !v.Allow || v.Rule.Name != DefaultAllow {
