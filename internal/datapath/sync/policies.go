@@ -1,0 +1,532 @@
+package sync
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	stdsync "sync"
+	"time"
+
+	"github.com/strait-net/strait/internal/bpf"
+	"github.com/strait-net/strait/internal/config"
+	"github.com/strait-net/strait/internal/datapath/maps"
+	"github.com/strait-net/strait/internal/policy"
+)
+
+// PolicyMaps are the tables of policy. *maps.Maps are some. A write of several rows tells how many of them, from the first, were done.
+type PolicyMaps interface {
+	PutIdentities(rows []maps.Identity) (done int, err error)
+	DeleteIdentities(prefixes []netip.Prefix) (done int, err error)
+	EachIdentity(fn func(maps.Identity)) error
+	PutPolicies(keys []maps.PolicyKey, entries []maps.PolicyEntry) (done int, err error)
+	DeletePolicies(keys []maps.PolicyKey) (done int, err error)
+	EachPolicy(fn func(maps.PolicyKey, maps.PolicyEntry)) error
+	PutPorts(keys []maps.Port, verdicts []maps.PolicyVerdict) (done int, err error)
+	DeletePorts(keys []maps.Port) (done int, err error)
+	EachPort(fn func(maps.Port, maps.PolicyVerdict)) error
+	PutNodeState(s maps.NodeState) error
+	NodeState() (maps.NodeState, error)
+	ZeroRule(rule uint32) error
+	EachRule(fn func(maps.RuleCount)) error
+}
+
+// Ends are the local pods' rows of strait_endpoint.
+type Ends interface {
+	// SetPolicy makes an attachment's packets be judged by a program, 0: by none. One that is not there is no error.
+	SetPolicy(attachment string, program uint64) error
+}
+
+// PolicyConfig is what NewPolicies needs. All but Grace and Now are required.
+type PolicyConfig struct {
+	Kernel   PolicyMaps
+	Ends     Ends
+	Sizes    config.Maps // of the tables
+	StateDir string      // where numbers of rules are kept
+	// Grace is how long a row that nothing refers to any more is kept for programs that are running. Default 1 s.
+	Grace time.Duration
+	Now   func() time.Time // default time.Now
+}
+
+// Policies keeps the kernel's tables of policy as they are to be, in the order of docs/design/0006: at every moment, also after a write has
+// failed, a packet is judged as before or as wanted. Methods may be called from any goroutine.
+type Policies struct {
+	PolicyConfig
+
+	mu     stdsync.Mutex // guards everything below
+	rules  *ruleNumbers
+	want   desired
+	have   actual
+	todo   pending
+	doomed []doomed
+	begun  bool // everything that is wanted has been written once
+	drift  uint64
+}
+
+// NewPolicies reads what the kernel holds and who has which number of a rule. Nothing is written.
+func NewPolicies(c PolicyConfig) (*Policies, error) {
+	if c.Grace == 0 {
+		c.Grace = time.Second
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	have, err := readActual(c.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	rules, err := openRules(c.StateDir, c.Sizes.Rules, have.state.Revision == 0, c.Kernel.ZeroRule, c.Now)
+	if err != nil {
+		return nil, err
+	}
+	w := &Policies{PolicyConfig: c, rules: rules, want: newDesired(), have: have, todo: newPending()}
+	w.todo.bump = have.state.Revision == 0 // never 0 when programs compare with it
+	return w, nil
+}
+
+// Close ends the use of the file of numbers.
+func (w *Policies) Close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.rules.close()
+}
+
+// Accept takes a change in; Flush brings it into the kernel. A *policy.NoRoom says that it does not fit: nothing was taken in then.
+func (w *Policies) Accept(c *policy.Change) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err := w.fit(c); err != nil {
+		return err
+	}
+	w.want.apply(c, w.rules.number, &w.todo)
+	return nil
+}
+
+// fit forecasts what a change needs, next to what is there until it is removed.
+func (w *Policies) fit(c *policy.Change) error {
+	if err := w.complete(c); err != nil {
+		return err
+	}
+	rows, ports, prefixes := 0, 0, 0
+	tables, refs := map[policy.ID]bool{}, map[policy.RuleRef]bool{}
+	for i := range c.Answers {
+		a := &c.Answers[i]
+		k := maps.PolicyKey{Policy: uint64(a.Program), Direction: bpf.PolicyDirection(a.Way), Identity: uint64(a.Identity)}
+		if _, known := w.want.row(k); known {
+			continue
+		}
+		if _, there := w.have.policies[k]; !there {
+			rows++
+		}
+		if a.Table == nil {
+			noteRules(refs, a.Verdict)
+			continue
+		}
+		if tables[a.Table.ID] || w.want.tables[uint64(a.Table.ID)] != nil {
+			continue
+		}
+		tables[a.Table.ID] = true
+		for _, r := range a.Table.Rows {
+			noteRules(refs, r.Verdict)
+			if _, there := w.have.ports[portOf(a.Table.ID, r)]; !there {
+				ports++
+			}
+		}
+	}
+	for _, m := range c.Moves {
+		if _, there := w.have.prefixes[m.Prefix]; !m.Gone && !there {
+			prefixes++
+		}
+	}
+	pendingRows, pendingPorts, pendingPrefixes := w.unwritten()
+	for _, short := range []*policy.NoRoom{
+		w.room("strait_policy", "maps.policies", rows, len(w.have.policies)+pendingRows, len(w.have.policies)-w.want.rows, w.Sizes.Policies),
+		w.room("strait_port", "maps.ports", ports, len(w.have.ports)+pendingPorts, len(w.have.ports)-w.want.ports, w.Sizes.Ports),
+		w.room("strait_identity", "maps.identities", prefixes, len(w.have.prefixes)+pendingPrefixes, 0, w.Sizes.Identities),
+		w.ruleRoom(refs),
+	} {
+		if short != nil {
+			return short
+		}
+	}
+	return nil
+}
+
+// complete refuses a change that would leave an end with a program of which nothing is known: all its packets would be dropped.
+func (w *Policies) complete(c *policy.Change) error {
+	known := map[policy.ID]bool{0: true}
+	for i := range c.Answers {
+		known[c.Answers[i].Program] = true
+	}
+	for key, program := range c.Pods {
+		if !known[program] && w.want.programs[uint64(program)] == nil {
+			return fmt.Errorf("program %016x of pod %s has no answers", uint64(program), key)
+		}
+	}
+	if !known[c.Node] && w.want.programs[uint64(c.Node)] == nil {
+		return fmt.Errorf("program %016x of the node has no answers", uint64(c.Node))
+	}
+	return nil
+}
+
+// unwritten counts rows that are wanted and not there.
+func (w *Policies) unwritten() (rows, ports, prefixes int) {
+	for k := range w.todo.policies {
+		if _, there := w.have.policies[k]; !there {
+			rows++
+		}
+	}
+	for id := range w.todo.tables {
+		ports += len(w.want.tables[id].rows)
+	}
+	for p := range w.todo.prefixes {
+		_, there := w.have.prefixes[p]
+		if _, wanted := w.want.prefixes[p]; wanted && !there {
+			prefixes++
+		}
+	}
+	return rows, ports, prefixes
+}
+
+// room is nil when more rows fit next to those that are there, of which some go away by themselves.
+func (w *Policies) room(table, setting string, more, there, going int, limit uint32) *policy.NoRoom {
+	fit := int(limit) - there
+	if more == 0 || limit == 0 || more <= fit {
+		return nil
+	}
+	return &policy.NoRoom{
+		Table: table, Setting: setting, Need: more, Fit: max(fit+max(going, 0), 0), Soon: more <= fit+max(going, 0) && len(w.doomed) > 0,
+	}
+}
+
+func (w *Policies) ruleRoom(refs map[policy.RuleRef]bool) *policy.NoRoom {
+	need := w.rules.missing(refs)
+	if need <= w.rules.room() {
+		return nil
+	}
+	used := w.usedRules()
+	for ref := range refs {
+		if n, known := w.rules.byRef[ref]; known {
+			used[n] = true
+		}
+	}
+	w.rules.recycle(used)
+	if need <= w.rules.room() {
+		return nil
+	}
+	return &policy.NoRoom{Table: "strait_rule", Setting: "maps.rules", Need: need, Fit: w.rules.room(), Soon: len(w.doomed) > 0}
+}
+
+// usedRules are the numbers in rows that are wanted or in the kernel.
+func (w *Policies) usedRules() map[uint32]bool {
+	used := map[uint32]bool{}
+	note := func(v maps.PolicyVerdict) { used[v.Rule], used[v.AuditRule] = true, true }
+	for _, e := range w.have.policies {
+		note(e.Verdict)
+	}
+	for _, v := range w.have.ports {
+		note(v)
+	}
+	for _, p := range w.want.programs {
+		for _, e := range p.rows {
+			note(e.Verdict)
+		}
+	}
+	for _, t := range w.want.tables {
+		for _, v := range t.rows {
+			note(v)
+		}
+	}
+	return used
+}
+
+func noteRules(refs map[policy.RuleRef]bool, v policy.Verdict) {
+	refs[v.Rule] = true
+	if v.Audit {
+		refs[v.AuditRule] = true
+	}
+}
+
+// Flush writes what is wanted and not there. After an error it is called again: it goes on where it stopped, and until then nothing is done
+// that relies on what could not be done.
+func (w *Policies) Flush(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.flush()
+}
+
+func (w *Policies) flush() error {
+	if w.begun && w.todo.empty() && len(w.todo.loosePolicies)+len(w.todo.loosePorts) == 0 {
+		return nil
+	}
+	if err := w.rules.confirm(); err != nil {
+		return err
+	}
+	for _, step := range []func() error{w.writePorts, w.writePolicies, w.writePrefixes, w.writeEnds, w.writeState} {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	w.condemn()
+	return nil
+}
+
+func (w *Policies) writePorts() error {
+	var keys []maps.Port
+	var values []maps.PolicyVerdict
+	for id := range w.todo.tables {
+		for k, v := range w.want.tables[id].rows {
+			if have, there := w.have.ports[k]; !there || have != v {
+				keys = append(keys, k)
+			}
+		}
+	}
+	slices.SortFunc(keys, comparePorts)
+	for _, k := range keys {
+		v, _ := w.want.port(k)
+		values = append(values, v)
+	}
+	done, err := w.Kernel.PutPorts(keys, values)
+	for i := range done {
+		w.changes(w.have.ports[keys[i]].Flags, keys[i], values[i])
+		w.have.ports[keys[i]] = values[i]
+	}
+	if err != nil {
+		return err
+	}
+	clear(w.todo.tables)
+	return nil
+}
+
+// changes notes that a row which programs may be using says something else now: it was not as it should have been.
+func (w *Policies) changes(before bpf.PolicyFlags, k maps.Port, now maps.PolicyVerdict) {
+	if _, there := w.have.ports[k]; there && before != now.Flags {
+		w.todo.bump = true
+	}
+}
+
+func (w *Policies) writePolicies() error {
+	keys := make([]maps.PolicyKey, 0, len(w.todo.policies))
+	for k := range w.todo.policies {
+		want, ok := w.want.row(k)
+		if have, there := w.have.policies[k]; ok && (!there || have != want) {
+			keys = append(keys, k)
+		}
+	}
+	slices.SortFunc(keys, comparePolicies)
+	values := make([]maps.PolicyEntry, len(keys))
+	for i, k := range keys {
+		values[i], _ = w.want.row(k)
+	}
+	done, err := w.Kernel.PutPolicies(keys, values)
+	for i := range done {
+		if have, there := w.have.policies[keys[i]]; there && (have.Table != values[i].Table || have.Verdict.Flags != values[i].Verdict.Flags) {
+			w.todo.bump = true
+		}
+		w.have.policies[keys[i]] = values[i]
+	}
+	if err != nil {
+		return err
+	}
+	clear(w.todo.policies)
+	return nil
+}
+
+// writePrefixes moves addresses so that none is ever taken for a third identity: longer prefixes are written before those that contain
+// them, and removed after.
+func (w *Policies) writePrefixes() error {
+	var put []maps.Identity
+	var gone []netip.Prefix
+	for p := range w.todo.prefixes {
+		have, there := w.have.prefixes[p]
+		want, wanted := w.want.prefixes[p]
+		switch {
+		case wanted && (!there || have != want):
+			put = append(put, maps.Identity{Prefix: p, ID: want})
+		case !wanted && there:
+			gone = append(gone, p)
+		}
+	}
+	slices.SortFunc(put, func(a, b maps.Identity) int {
+		return cmp.Or(cmp.Compare(b.Prefix.Bits(), a.Prefix.Bits()), a.Prefix.Addr().Compare(b.Prefix.Addr()))
+	})
+	slices.SortFunc(gone, func(a, b netip.Prefix) int {
+		return cmp.Or(cmp.Compare(a.Bits(), b.Bits()), a.Addr().Compare(b.Addr()))
+	})
+	done, err := w.Kernel.PutIdentities(put)
+	for _, row := range put[:done] {
+		w.have.prefixes[row.Prefix] = row.ID
+		w.todo.bump = true
+	}
+	if err != nil {
+		return err
+	}
+	done, err = w.Kernel.DeleteIdentities(gone)
+	for _, p := range gone[:done] {
+		delete(w.have.prefixes, p)
+		w.todo.bump = true
+	}
+	if err != nil {
+		return err
+	}
+	clear(w.todo.prefixes)
+	return nil
+}
+
+func (w *Policies) writeEnds() error {
+	keys := make([]string, 0, len(w.todo.ends))
+	for key := range w.todo.ends {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	for _, key := range keys {
+		want := w.want.ends[key]
+		if have, known := w.have.ends[key]; !known || have != want {
+			if err := w.Ends.SetPolicy(key, want); err != nil {
+				return fmt.Errorf("policy of pod %s: %w", key, err)
+			}
+			w.have.ends[key] = want
+			w.todo.bump = true
+		}
+		delete(w.todo.ends, key)
+	}
+	return nil
+}
+
+// writeState makes programs judge again what is established.
+func (w *Policies) writeState() error {
+	if !w.todo.bump && w.have.state.Policy == w.want.node {
+		w.todo.node = false
+		return nil
+	}
+	next := maps.NodeState{Revision: max(w.have.state.Revision+1, 1), Policy: w.want.node}
+	if err := w.Kernel.PutNodeState(next); err != nil {
+		return err
+	}
+	w.have.state = next
+	w.todo.bump, w.todo.node = false, false
+	return nil
+}
+
+// condemn sentences what nothing wants any more. At the first time that is everything that an earlier agent has left.
+func (w *Policies) condemn() {
+	d := doomed{at: w.Now().Add(w.Grace), policies: w.todo.loosePolicies, ports: w.todo.loosePorts}
+	w.todo.loosePolicies, w.todo.loosePorts = nil, nil
+	if !w.begun {
+		w.begun = true
+		for k := range w.have.policies {
+			if _, wanted := w.want.row(k); !wanted {
+				d.policies = append(d.policies, k)
+			}
+		}
+		for k := range w.have.ports {
+			if _, wanted := w.want.port(k); !wanted {
+				d.ports = append(d.ports, k)
+			}
+		}
+	}
+	for key := range w.have.ends {
+		if _, wanted := w.want.ends[key]; !wanted {
+			delete(w.have.ends, key)
+		}
+	}
+	if len(d.policies)+len(d.ports) > 0 {
+		w.doomed = append(w.doomed, d)
+	}
+}
+
+// Retire removes what has been unused for long enough and returns when there will be more of it; the zero time: nothing is left.
+func (w *Policies) Retire(context.Context) (next time.Time, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.doomed) > 0 {
+		d := &w.doomed[0]
+		if w.Now().Before(d.at) {
+			return d.at, nil
+		}
+		if err := w.remove(d); err != nil {
+			return w.Now().Add(w.Grace), err
+		}
+		w.doomed = w.doomed[1:]
+	}
+	return time.Time{}, nil
+}
+
+func (w *Policies) remove(d *doomed) error {
+	d.policies = slices.DeleteFunc(d.policies, func(k maps.PolicyKey) bool {
+		_, there := w.have.policies[k]
+		_, wanted := w.want.row(k)
+		return !there || wanted
+	})
+	done, err := w.Kernel.DeletePolicies(d.policies)
+	for _, k := range d.policies[:done] {
+		delete(w.have.policies, k)
+	}
+	if err != nil {
+		return err
+	}
+	d.ports = slices.DeleteFunc(d.ports, func(k maps.Port) bool {
+		_, there := w.have.ports[k]
+		return !there || w.want.tables[k.Table] != nil
+	})
+	done, err = w.Kernel.DeletePorts(d.ports)
+	for _, k := range d.ports[:done] {
+		delete(w.have.ports, k)
+	}
+	return err
+}
+
+// Revision returns the revision of what the programs decide by.
+func (w *Policies) Revision() uint32 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.have.state.Revision
+}
+
+// Rule is what a rule has counted.
+type Rule struct {
+	RuleNumber
+	Packets, Bytes uint64
+}
+
+// Rules returns every rule that has a number, with what it has counted, in the order of numbers.
+func (w *Policies) Rules() ([]Rule, error) {
+	w.mu.Lock()
+	out := make([]Rule, 0, len(w.rules.byNum))
+	for _, n := range w.rules.byNum {
+		out = append(out, Rule{RuleNumber: n})
+	}
+	w.mu.Unlock()
+	slices.SortFunc(out, func(a, b Rule) int { return cmp.Compare(a.Number, b.Number) })
+	at := make(map[uint32]int, len(out))
+	for i := range out {
+		at[out[i].Number] = i
+	}
+	err := w.Kernel.EachRule(func(c maps.RuleCount) {
+		if i, known := at[c.Rule]; known {
+			out[i].Packets, out[i].Bytes = c.Packets, c.Bytes
+		}
+	})
+	return out, err
+}
+
+// Ref returns the rule that has a number.
+func (w *Policies) Ref(number uint32) (policy.RuleRef, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, known := w.rules.byNum[number]
+	return n.Ref, known
+}
+
+// ErrDiffers is matched by the error of a repair that has not made everything as it should be.
+var ErrDiffers = errors.New("kernel differs from what is wanted")
+
+func comparePolicies(a, b maps.PolicyKey) int {
+	return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Identity, b.Identity))
+}
+
+func comparePorts(a, b maps.Port) int {
+	return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Bits, b.Bits), cmp.Compare(a.Port, b.Port))
+}

@@ -1,0 +1,54 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/strait-net/strait/internal/identity"
+)
+
+// Answer is a row of a program: what it says to an identity, or with identity.Other to all that have no row.
+type Answer struct {
+	Program  ID
+	Way      Way
+	Identity identity.ID
+	Entry
+}
+
+// Move makes a prefix belong to an identity.
+type Move struct {
+	Prefix netip.Prefix
+	To     identity.ID
+	Gone   bool // it is not distinguished from what is around it any more
+}
+
+// Change is what differs between what is enforced and what is to be. Program 0: nothing is enforced.
+type Change struct {
+	// Answers are those of programs that nothing has used before, and those to identities that nothing has had before. All others are known.
+	Answers []Answer
+	Moves   []Move
+	// Pods are attachments with a program they did not have before; those in Left are gone.
+	Pods map[string]ID
+	Left []string
+	// Node is the program of the node itself.
+	Node ID
+}
+
+// Empty reports whether nothing differs.
+func (c *Change) Empty() bool {
+	return len(c.Answers) == 0 && len(c.Moves) == 0 && len(c.Pods) == 0 && len(c.Left) == 0
+}
+
+// NoRoom is the error of a change that does not fit into the kernel's tables. Nothing of it was done.
+type NoRoom struct {
+	Table   string // strait_policy
+	Setting string // maps.policies
+	Need    int    // rows
+	Fit     int
+	// Soon: it will fit when what is not used any more is removed.
+	Soon bool
+}
+
+func (e *NoRoom) Error() string {
+	return fmt.Sprintf("needs %d rows of %s, %d fit (%s)", e.Need, e.Table, e.Fit, e.Setting)
+}
