@@ -9,7 +9,7 @@ import (
 	"github.com/strait-net/strait/internal/state"
 )
 
-// The annotations of a Service that Strait reads.
+// The annotations of a Service that Strait reads. AddressesAnnotation of a pod has the addresses that its agent gave it.
 const (
 	AlgorithmAnnotation  = "strait.dev/algorithm"
 	ForwardingAnnotation = "strait.dev/forwarding"
