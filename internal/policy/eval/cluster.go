@@ -111,3 +111,15 @@ func (c *Cluster) serves(service string, address netip.Addr) bool {
 	}
 	return false
 }
+
+// NodeOf returns the name of the node that the pod or node with an address is on; empty: nobody of the cluster has it.
+func (c *Cluster) NodeOf(address netip.Addr) string {
+	at := c.peerAt(address, "")
+	switch {
+	case at.pod != nil:
+		return at.pod.Node
+	case at.node != nil:
+		return at.node.Name
+	}
+	return ""
+}
