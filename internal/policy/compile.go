@@ -62,6 +62,18 @@ const (
 	baselineStage
 )
 
+func stageOf(tier Tier, action Action) stage {
+	switch {
+	case tier == Admin:
+		return adminStage
+	case tier == Baseline:
+		return baselineStage
+	case action == Deny:
+		return denyStage
+	}
+	return allowStage
+}
+
 // everyPod is whose named ports a rule means that says nothing about peers: only pods have any.
 func everyPod() Selector { return Selector{Kind: SelectPods} }
 
@@ -154,17 +166,7 @@ func (w *program) isolate(by RuleRef, audit bool) {
 
 // newRule returns the rule without its selectors, or false if it can never match.
 func newRule(p *Policy, r *Rule, way Way, named []NamedPort) (rule, bool) {
-	out := rule{action: r.Action, everyone: r.Peers == nil, ref: RuleRef{Ref: p.Ref, Way: way, Path: r.Path}}
-	switch {
-	case p.Tier == Admin:
-		out.stage = adminStage
-	case p.Tier == Baseline:
-		out.stage = baselineStage
-	case r.Action == Deny:
-		out.stage = denyStage
-	default:
-		out.stage = allowStage
-	}
+	out := rule{stage: stageOf(p.Tier, r.Action), action: r.Action, everyone: r.Peers == nil, ref: RuleRef{Ref: p.Ref, Way: way, Path: r.Path}}
 	if p.Tier == Normal && r.Action == Pass || !out.everyone && len(r.Peers) == 0 {
 		return rule{}, false
 	}
