@@ -15,10 +15,10 @@ GOLANGCI := v2.15.0
 
 export CGO_ENABLED = 0
 
-.PHONY: help build generate verify test test-race fuzz e2e e2e-takeover e2e-upstream bench lint format up down image clean
+.PHONY: help build generate verify test test-race fuzz e2e e2e-takeover e2e-upstream e2e-netpol e2e-netpol-brief conformance-cnp cyclonus bench lint format up down image clean
 
 help: ## print this list
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## build the static binaries into bin/
 	@mkdir -p bin
@@ -59,6 +59,23 @@ e2e-takeover: build bin/lab ## labs with kube-proxy (nftables, iptables), moved 
 FOCUS ?= \[sig-network\]
 e2e-upstream: up ## Kubernetes' own tests against the lab (FOCUS='\[sig-network\] Services', SKIP=..., SUMMARY=file)
 	bin/lab suite --focus '$(FOCUS)' $(if $(SKIP),--skip '$(SKIP)') $(if $(SUMMARY),--summary $(SUMMARY))
+
+# Policy, by the tests of others; what they said last is in docs/conformance.
+NETPOL := \[sig-network\] Netpol
+BRIEF := default-deny-all|PodSelector and NamespaceSelector$$|access on one named port|from updated pod|except clause while egress|using UDP.*Ports|SCTP should support a .default-deny
+SUITE := $(if $(SUMMARY),--summary $(SUMMARY))
+
+e2e-netpol: up ## Kubernetes' own tests of NetworkPolicy against the lab, all 50 (SUMMARY=file)
+	bin/lab suite --procs 3 --focus '$(NETPOL)' $(SUITE)
+
+e2e-netpol-brief: up ## one of each kind of them, for CI
+	bin/lab suite --procs 3 --focus '$(NETPOL).*($(BRIEF))' $(SUITE)
+
+conformance-cnp: up ## the conformance tests of ClusterNetworkPolicy (FOCUS=CNPAdminTierGress, REPORT=file, SUMMARY=file)
+	bin/lab suite cluster-network-policy --of $(VERSION) $(if $(filter-out \[sig-network\],$(FOCUS)),--focus '$(FOCUS)') $(if $(REPORT),--report $(REPORT)) $(SUITE)
+
+cyclonus: up ## cyclonus' 112 generated cases of NetworkPolicy (CYCLONUS="--every 10", SUMMARY=file)
+	bin/lab suite cyclonus $(CYCLONUS) $(SUITE)
 
 bench: build ## measure against peers (BENCH="--rows 1,2 --quick")
 	@tools/need gcc libc6-dev:/usr/include/stdlib.h iptables

@@ -1,6 +1,6 @@
 // Package build compiles the foreign programs of a lab from pinned modules and keeps them in a cache outside the tree.
 //
-// The pins are the go.mod and go.sum of lab/kube, lab/runtime and lab/coredns: nothing else names a version.
+// The pins are the go.mod and go.sum of lab/kube, lab/runtime, lab/coredns, lab/conformance and lab/cyclonus: nothing else names a version.
 package build
 
 import (
@@ -48,6 +48,7 @@ func Programs() []Program {
 		{Name: "coredns", Module: "coredns", Package: "."},
 		{Name: "pause", Module: "pause", Package: "."},
 		{Name: "probe", Module: "probe", Package: "."},
+		{Name: "agnhost-sctp", Module: "agnhost", Package: "."},
 	}
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 		programs = append(programs, Program{
@@ -68,6 +69,14 @@ func SuitePrograms() []Program {
 		{Name: "ginkgo", Module: "kube", Package: "github.com/onsi/ginkgo/v2/ginkgo"},
 	}
 }
+
+// ConformanceProgram are the conformance tests of ClusterNetworkPolicy.
+func ConformanceProgram() Program {
+	return Program{Name: "conformance.test", Module: "conformance", Package: "sigs.k8s.io/network-policy-api/conformance", Test: true}
+}
+
+// CyclonusProgram generates and runs cases of NetworkPolicy.
+func CyclonusProgram() Program { return Program{Name: "cyclonus", Module: "cyclonus", Package: "."} }
 
 // Builder builds into a cache.
 type Builder struct {

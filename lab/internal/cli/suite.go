@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -21,34 +24,57 @@ import (
 	"github.com/strait-net/strait/lab/internal/wire"
 )
 
+// suiteRun is what the runs of all suites share.
+type suiteRun struct {
+	state      wire.State
+	dir        string // for what the run leaves behind
+	kubeconfig string
+}
+
+func (p places) suiteRun(ctx context.Context, name string) (suiteRun, error) {
+	var r suiteRun
+	var err error
+	if _, r.state, err = p.running(ctx, name); err != nil {
+		return r, err
+	}
+	if r.dir, err = os.MkdirTemp("", "strait-suite-"); err != nil {
+		return r, err
+	}
+	r.kubeconfig = filepath.Join(r.dir, "kubeconfig")
+	return r, insideConfig(supervisor.Kubeconfig(p.state(name)), r.kubeconfig, r.state.Spec.APIServer())
+}
+
+// program returns a suite's program, building it if the cache lacks it.
+func (p places) program(ctx context.Context, program build.Program) (string, error) {
+	b := build.Builder{Source: filepath.Join(p.source, "lab"), Cache: p.cache, Step: screen.New(os.Stdout).Step, Log: os.Stderr}
+	return b.File(ctx, program)
+}
+
 func suiteCommand(p places, name *string) *cobra.Command {
 	c := suite.Config{Procs: 4, Timeout: time.Hour}
 	var summary string
 	cmd := &cobra.Command{
-		Use: "suite", Short: "Run Kubernetes' own end-to-end tests against the lab", Args: cobra.NoArgs,
+		Use: "suite", Short: "Run Kubernetes' own end-to-end tests, or other suites, against the lab", Args: cobra.NoArgs,
 		Example: `  lab suite --focus '\[sig-network\] Services' --skip '\[Disruptive\]' --summary docs/suite.md`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, state, err := p.running(cmd.Context(), *name)
+			r, err := p.suiteRun(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			for _, m := range state.Machines {
+			c.Dir, c.Kubeconfig, c.Kubectl = r.dir, r.kubeconfig, filepath.Join(r.state.Bin, "kubectl")
+			for _, m := range r.state.Machines {
 				if m.Node != nil && m.Node.Running {
 					c.Nodes++
 				}
 			}
-			if c.Dir, err = os.MkdirTemp("", "strait-suite-"); err != nil {
-				return err
-			}
 			if err := p.buildSuite(cmd.Context(), &c); err != nil {
 				return err
 			}
-			c.Kubectl, c.Kubeconfig = filepath.Join(state.Bin, "kubectl"), filepath.Join(c.Dir, "kubeconfig")
-			if err := insideConfig(supervisor.Kubeconfig(p.state(*name)), c.Kubeconfig, state.Spec.APIServer()); err != nil {
+			if err := suite.Prepare(c); err != nil {
 				return err
 			}
-			failed := runSuite(state, c)
-			return errors.Join(failed, writeSummary(c, summary))
+			failed := r.outside(suite.Command(c), os.Stdout)
+			return errors.Join(failed, writeSummary(filepath.Join(c.Dir, suite.ReportFile), suite.Read, summary))
 		},
 	}
 	cmd.Flags().StringVar(&c.Focus, "focus", `\[sig-network\] Services`, "specs to run, a regular expression")
@@ -56,13 +82,81 @@ func suiteCommand(p places, name *string) *cobra.Command {
 	cmd.Flags().IntVar(&c.Procs, "procs", c.Procs, "specs at the same time")
 	cmd.Flags().DurationVar(&c.Timeout, "timeout", c.Timeout, "of the whole run")
 	cmd.Flags().StringVar(&summary, "summary", "", "file for the table of results; empty: printed")
+	cmd.AddCommand(conformanceCommand(p, name), cyclonusCommand(p, name))
+	return cmd
+}
+
+func conformanceCommand(p places, name *string) *cobra.Command {
+	c := suite.Conformance{Timeout: time.Hour}
+	var summary, report string
+	cmd := &cobra.Command{
+		Use: "cluster-network-policy", Short: "Run the conformance tests of ClusterNetworkPolicy", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := p.suiteRun(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			if c.Tests, err = p.program(cmd.Context(), build.ConformanceProgram()); err != nil {
+				return err
+			}
+			c.Kubeconfig, c.Report = r.kubeconfig, filepath.Join(r.dir, "report.yaml")
+			output := filepath.Join(r.dir, "output")
+			log, err := os.Create(output)
+			if err != nil {
+				return err
+			}
+			failed := r.outside(c.Command(), io.MultiWriter(os.Stdout, log))
+			err = errors.Join(failed, log.Close(), writeSummary(output, suite.ReadGo, summary))
+			if report == "" {
+				return err
+			}
+			content, reading := os.ReadFile(c.Report)
+			if reading != nil {
+				return errors.Join(err, reading)
+			}
+			return errors.Join(err, os.WriteFile(report, content, 0o644))
+		},
+	}
+	cmd.Flags().StringVar(&c.Focus, "focus", "", "tests to run, a regular expression; parts of tests after a slash")
+	cmd.Flags().StringVar(&c.Features, "features", "ClusterNetworkPolicyNamedPorts,ClusterNetworkPolicyEgressNodePeers", "features beyond the standard ones")
+	cmd.Flags().StringVar(&c.Version, "of", "dev", "version of Strait to name in the report")
+	cmd.Flags().DurationVar(&c.Timeout, "timeout", c.Timeout, "of the whole run")
+	cmd.Flags().StringVar(&report, "report", "", "file for the conformance report")
+	cmd.Flags().StringVar(&summary, "summary", "", "file for the table of results; empty: printed")
+	return cmd
+}
+
+func cyclonusCommand(p places, name *string) *cobra.Command {
+	c := suite.Cyclonus{}
+	var summary string
+	cmd := &cobra.Command{
+		Use: "cyclonus", Short: "Run cyclonus' generated cases of NetworkPolicy", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			r, err := p.suiteRun(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			if c.Program, err = p.program(cmd.Context(), build.CyclonusProgram()); err != nil {
+				return err
+			}
+			c.Kubeconfig, c.Report = r.kubeconfig, filepath.Join(r.dir, "report.json")
+			failed := r.outside(c.Command(), os.Stdout)
+			return errors.Join(failed, writeSummary(c.Report, suite.ReadCyclonus, summary))
+		},
+	}
+	cmd.Flags().StringVar(&c.Focus, "focus", "", "cases to run, a regular expression over their descriptions")
+	cmd.Flags().StringVar(&c.Mode, "by", "", "how pods are asked for: service-name, service-ip or pod-ip; empty: as each case says")
+	cmd.Flags().BoolVar(&c.All, "all", false, "also cases that cyclonus leaves out by default")
+	cmd.Flags().IntVar(&c.Every, "every", 1, "run each n-th case")
+	cmd.Flags().IntVar(&c.Wait, "wait", 1, "seconds between a change and the first question")
+	cmd.Flags().IntVar(&c.Retries, "retries", 0, "how often to ask again when an answer is wrong")
+	cmd.Flags().StringVar(&summary, "summary", "", "file for the table of results; empty: printed")
 	return cmd
 }
 
 func (p places) buildSuite(ctx context.Context, c *suite.Config) error {
-	b := build.Builder{Source: filepath.Join(p.source, "lab"), Cache: p.cache, Step: screen.New(os.Stdout).Step, Log: os.Stderr}
 	for _, program := range build.SuitePrograms() {
-		file, err := b.File(ctx, program)
+		file, err := p.program(ctx, program)
 		if err != nil {
 			return err
 		}
@@ -91,9 +185,9 @@ func insideConfig(from, to string, server netip.AddrPort) error {
 	return clientcmd.WriteToFile(*config, to)
 }
 
-// runSuite runs the specs outside the nodes' network, where some of them believe to be, and from where all nodes can be reached.
-func runSuite(state wire.State, c suite.Config) error {
-	machine, err := state.Machine(topology.Outside)
+// outside runs a suite outside the nodes' network, where some tests believe to be, and from where all nodes can be reached.
+func (r suiteRun) outside(child *exec.Cmd, out io.Writer) error {
+	machine, err := r.state.Machine(topology.Outside)
 	if err != nil {
 		return err
 	}
@@ -102,24 +196,20 @@ func runSuite(state wire.State, c suite.Config) error {
 		return err
 	}
 	defer net.Close()
-	if err := suite.Prepare(c); err != nil {
-		return err
-	}
-	child := suite.Command(c)
-	child.Stdout, child.Stderr = os.Stdout, os.Stderr
+	child.Stdout, child.Stderr = out, os.Stderr
 	if err := net.Do(child.Run); err != nil {
-		return fmt.Errorf("run the suite: %w; reports are in %s", err, c.Dir)
+		return fmt.Errorf("run the suite: %w; reports are in %s", err, r.dir)
 	}
 	return nil
 }
 
-func writeSummary(c suite.Config, path string) error {
-	report, err := os.Open(filepath.Join(c.Dir, suite.ReportFile))
+// writeSummary turns what a run left behind into a table.
+func writeSummary(report string, read func(io.Reader) ([]suite.Spec, error), path string) error {
+	content, err := os.ReadFile(report)
 	if err != nil {
 		return err
 	}
-	defer report.Close()
-	specs, err := suite.Read(report)
+	specs, err := read(bytes.NewReader(content))
 	if err != nil {
 		return err
 	}

@@ -67,10 +67,13 @@ func ToolPackages() []string {
 	return []string{"busybox-static", "bash", "curl", "bind9-dnsutils", "tcpdump", "netcat-openbsd", "iproute2", "iputils-ping", "wget"}
 }
 
-// AgnhostSpec is Kubernetes' test container with the tools its tests and a curious person call: a shell, curl, dig, nc, ip, ping, tcpdump.
+// AgnhostSpec is Kubernetes' test container with the tools its tests and a curious person call: a shell, curl, dig, nc, ip, ping, tcpdump. A program
+// in front of it speaks SCTP where the kernel does not.
 func AgnhostSpec(bin string) (Spec, error) {
 	files := map[string]File{
-		"/agnhost":           {Source: filepath.Join(bin, "agnhost"), Mode: 0o755},
+		"/agnhost":           {Source: filepath.Join(bin, "agnhost-sctp"), Mode: 0o755},
+		"/agnhost-upstream":  {Source: filepath.Join(bin, "agnhost"), Mode: 0o755},
+		"/worker":            {Link: "agnhost"},
 		"/bin/probe":         {Source: filepath.Join(bin, "probe"), Mode: 0o755},
 		"/agnhost-2":         {Link: "agnhost"},
 		"/bin/sh":            {Link: "bash"}, // the shell of busybox would prefer its own nc, ip and ping to the real ones
@@ -99,7 +102,7 @@ func AgnhostSpec(bin string) (Spec, error) {
 		}
 	}
 	return Spec{
-		Name: Agnhost, Files: files, Dirs: []string{"/tmp", "/uploads", "/root"},
+		Name: Agnhost, Aliases: []string{AgnhostOfPolicies, AgnhostOfCyclonus}, Files: files, Dirs: []string{"/tmp", "/uploads", "/root"},
 		Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: []string{"PATH=/bin:/usr/bin:/"},
 	}, nil
 }

@@ -23,6 +23,10 @@ import (
 const (
 	Pause   = "localhost/pause:1"
 	Agnhost = "localhost/agnhost:2.63.0"
+	// AgnhostOfPolicies and AgnhostOfCyclonus are what two suites of tests of policies call the same image; no node asks the registry for it.
+	AgnhostOfPolicies = "registry.k8s.io/e2e-test-images/agnhost:2.45"
+	AgnhostOfCyclonus = "localhost/e2e-test-images/agnhost:2.43"
+
 	Busybox = "localhost/busybox:1.37.0-1"           // as the upstream tests call it; the program is Debian's
 	Strays  = "localhost/regression-issue-74839:1.4" // a server that sends packets out of order, for an upstream test
 	CoreDNS = "localhost/coredns:1.14.7"
@@ -40,6 +44,7 @@ type File struct {
 // Spec describes an image.
 type Spec struct {
 	Name       string
+	Aliases    []string        // more names of the same image
 	Files      map[string]File // by absolute path in the image; parent directories are made
 	Dirs       []string        // empty directories, mode 1777
 	Entrypoint []string
@@ -96,11 +101,7 @@ func Write(w io.Writer, s Spec, architecture string) error {
 	if err != nil {
 		return err
 	}
-	manifestAt.Annotations = map[string]string{
-		"io.containerd.image.name":          s.Name,
-		"org.opencontainers.image.ref.name": s.Name[strings.LastIndex(s.Name, ":")+1:],
-	}
-	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaIndex, "manifests": []descriptor{manifestAt}})
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaIndex, "manifests": s.named(manifestAt)})
 	if err != nil {
 		return err
 	}
@@ -127,6 +128,19 @@ func Write(w io.Writer, s Spec, architecture string) error {
 		}
 	}
 	return out.Close()
+}
+
+// named returns the manifest under each of the image's names.
+func (s Spec) named(manifest descriptor) []descriptor {
+	var out []descriptor
+	for _, name := range append([]string{s.Name}, s.Aliases...) {
+		manifest.Annotations = map[string]string{
+			"io.containerd.image.name":          name,
+			"org.opencontainers.image.ref.name": name[strings.LastIndex(name, ":")+1:],
+		}
+		out = append(out, manifest)
+	}
+	return out
 }
 
 const layout = `{"imageLayoutVersion":"1.0.0"}`

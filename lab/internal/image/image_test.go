@@ -21,7 +21,7 @@ func TestArchiveIsAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := Spec{
-		Name: "localhost/test:1", Dirs: []string{"/tmp"}, Entrypoint: []string{"/usr/bin/program"},
+		Name: "localhost/test:1", Aliases: []string{"registry.test/other:2"}, Dirs: []string{"/tmp"}, Entrypoint: []string{"/usr/bin/program"},
 		Files: map[string]File{
 			"/usr/bin/program": {Source: program, Mode: 0o755},
 			"/bin/p":           {Link: "../usr/bin/program"},
@@ -56,8 +56,11 @@ func TestArchiveIsAnImage(t *testing.T) {
 	if string(files["usr/bin/program"]) != "ELF" || string(files["etc/text"]) != "hello" {
 		t.Errorf("the layer holds %v", files)
 	}
-	if name := index.Manifests[0].Annotations["io.containerd.image.name"]; name != s.Name {
-		t.Errorf("the archive names the image %q", name)
+	for i, want := range []string{s.Name, s.Aliases[0]} {
+		m := index.Manifests[i]
+		if name := m.Annotations["io.containerd.image.name"]; name != want || m.Digest != index.Manifests[0].Digest {
+			t.Errorf("the archive names the image %q, not %q", name, want)
+		}
 	}
 }
 

@@ -1,0 +1,5 @@
+module github.com/strait-net/strait/lab/conformance
+
+go 1.26.0
+
+require sigs.k8s.io/network-policy-api v0.2.0
