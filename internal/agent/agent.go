@@ -91,6 +91,7 @@ func newLogger(level string) (*slog.Logger, error) {
 // newSource returns where intent comes from, and the client of the API server if that is it.
 func (a *agent) newSource() (kube.Source, *kube.Client, error) {
 	tables := kube.TablesOf(a.state)
+	tables.Cluster = a.cfg.ClusterName
 	if dir, ok := strings.CutPrefix(a.Source, "static:"); ok {
 		return kube.NewDirectory(dir, tables, a.log), nil, nil
 	}

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
+	ciliumv2 "github.com/strait-net/strait/api/cilium/v2"
 	"github.com/strait-net/strait/api/v1alpha1"
 	"github.com/strait-net/strait/internal/config"
 )
@@ -38,6 +39,7 @@ type Client struct {
 	strait    rest.Interface // our own kinds
 	network   rest.Interface // networking.k8s.io
 	cluster   rest.Interface // policy.networking.k8s.io
+	cilium    rest.Interface // cilium.io
 	status    rest.Interface // of Services: many at once, when a pool is made for those that have waited
 }
 
@@ -65,7 +67,7 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, coordinationv1.AddToScheme, v1alpha1.AddToScheme,
-		networkingv1.AddToScheme, policyv1alpha2.Install,
+		networkingv1.AddToScheme, policyv1alpha2.Install, ciliumv2.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
@@ -102,6 +104,7 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 		{&c.network, networkingv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
 		{&c.strait, v1alpha1.GroupVersion(), "/apis", runtime.ContentTypeJSON, queries, burst},
 		{&c.cluster, schema.GroupVersion(policyv1alpha2.GroupVersion), "/apis", runtime.ContentTypeJSON, queries, burst},
+		{&c.cilium, ciliumv2.GroupVersion(), "/apis", runtime.ContentTypeJSON, queries, burst},
 		{&c.status, corev1.SchemeGroupVersion, "/api", builtin, statusQueries, statusBurst},
 	} {
 		client, err := open(api.group, api.path, api.content, float32(api.qps), api.burst)

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	policyv1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
 
+	ciliumv2 "github.com/strait-net/strait/api/cilium/v2"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 )
@@ -21,11 +22,17 @@ func addPolicyReflectors(a *APIServer, client *Client) {
 		resource{client: client.network, name: "networkpolicies"}, &networkingv1.NetworkPolicy{})
 	addReflector(a, policies(a.tables, policy.ClusterNetworkPolicy, ToClusterNetworkPolicy),
 		resource{client: client.cluster, name: "clusternetworkpolicies", optional: true}, &policyv1alpha2.ClusterNetworkPolicy{})
+	addReflector(a, ciliumPolicies(a.tables),
+		resource{client: client.cilium, name: "ciliumnetworkpolicies", optional: true}, &ciliumv2.CiliumNetworkPolicy{})
+	addReflector(a, ciliumClusterwidePolicies(a.tables),
+		resource{client: client.cilium, name: "ciliumclusterwidenetworkpolicies", optional: true}, &ciliumv2.CiliumClusterwideNetworkPolicy{})
 }
 
 func addPolicyStores(d *Directory) {
 	addStore(d, policies(d.tables, policy.NetworkPolicy, ToNetworkPolicy))
 	addStore(d, policies(d.tables, policy.ClusterNetworkPolicy, ToClusterNetworkPolicy))
+	addStore(d, ciliumPolicies(d.tables))
+	addStore(d, ciliumClusterwidePolicies(d.tables))
 }
 
 // policyStaticKinds returns new objects of every kind of policy.
@@ -33,6 +40,8 @@ func policyStaticKinds() []staticKind {
 	return []staticKind{
 		{"networking.k8s.io/v1", "NetworkPolicy", true, &networkingv1.NetworkPolicy{}},
 		{"policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", false, &policyv1alpha2.ClusterNetworkPolicy{}},
+		{"cilium.io/v2", "CiliumNetworkPolicy", true, &ciliumv2.CiliumNetworkPolicy{}},
+		{"cilium.io/v2", "CiliumClusterwideNetworkPolicy", false, &ciliumv2.CiliumClusterwideNetworkPolicy{}},
 	}
 }
 

@@ -27,6 +27,8 @@ type Tables struct {
 	Namespaces     *table.Table[state.Namespace]
 	Policies       *table.Table[state.Policy]
 	Problems       *table.Table[state.Problem]
+
+	Cluster string // name of this cluster, for policies of cilium.io that ask for it
 }
 
 // TablesOf returns the intent tables of an agent's state.
