@@ -1,9 +1,12 @@
 package model
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
+	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/policy/eval"
 )
@@ -15,6 +18,8 @@ type View struct {
 	Node       policy.ID
 	Identities map[Prefix]policy.Identity // of every prefix that has a row
 	index      *policy.Index
+	stands     map[identity.ID]policy.Identity // what each identity stands for
+	clash      error
 }
 
 // NewView compiles what the node of that name needs.
@@ -24,6 +29,7 @@ func NewView(c *eval.Cluster, node string) *View {
 		Endpoints:  map[netip.Addr]policy.ID{},
 		Identities: map[Prefix]policy.Identity{},
 		index:      policy.NewIndex(),
+		stands:     map[identity.ID]policy.Identity{},
 	}
 	for i := range c.Pods {
 		if pod := &c.Pods[i]; pod.Node == node && !pod.HostNetwork {
@@ -171,19 +177,30 @@ func (v *View) row(c *eval.Cluster, p netip.Prefix, peer policy.Peer) {
 		}
 	}
 	ms := v.index.Match(&peer)
-	v.Identities[key] = policy.Identity{ID: policy.Identify(peer.Kind, ms), Kind: peer.Kind, Matches: ms}
+	who := policy.Identity{ID: policy.Identify(peer.Kind, ms), Kind: peer.Kind, Matches: ms}
+	if same, ok := v.stands[who.ID]; ok && (same.Kind != who.Kind || !slices.Equal(same.Matches, who.Matches)) {
+		v.clash = fmt.Errorf("identity %s stands for %s %v and for %s %v", who.ID, who.Kind, who.Matches, same.Kind, same.Matches)
+	}
+	v.stands[who.ID], v.Identities[key] = who, who
+}
+
+// Known returns all identities, each once.
+func (v *View) Known() []policy.Identity {
+	return slices.Collect(maps.Values(v.stands))
 }
 
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // Tables returns what the kernel holds when all is written.
 func (v *View) Tables() (*Tables, error) {
+	if v.clash != nil {
+		return nil, v.clash
+	}
 	t := NewTables()
-	var identities []policy.Identity
 	for p, i := range v.Identities {
 		t.Identities[p] = i.ID
-		identities = append(identities, i)
 	}
+	identities := v.Known()
 	for _, p := range v.Programs {
 		if err := t.AddProgram(p, identities); err != nil {
 			return nil, err

@@ -126,7 +126,7 @@ func (m maker) podSelector(namespace string) policy.Selector {
 	if m.chance(5) {
 		s.Requirements = append(s.Requirements, policy.Requirement{Source: policy.ServiceAccount, Op: policy.In, Values: []string{pick(m, accounts)}})
 	}
-	if m.chance(5) {
+	if namespace == "" && m.chance(15) {
 		s.Requirements = append(s.Requirements, policy.Requirement{Source: policy.NamespaceName, Op: policy.NotIn, Values: []string{pick(m, namespaces)}})
 	}
 	return s
@@ -197,11 +197,11 @@ func (m maker) anyAddress() netip.Addr {
 
 func (m maker) port() policy.Port {
 	switch roll := m.IntN(100); {
-	case roll < 20:
+	case roll < 28:
 		return policy.Port{Protocol: pick(m, []policy.Protocol{policy.TCP, policy.TCP, policy.UDP, policy.SCTP, policy.AnyProtocol}), Name: pick(m, portNames)}
-	case roll < 32: // all of a protocol, or of every one
+	case roll < 38: // all of a protocol, or of every one
 		return policy.Port{Protocol: pick(m, []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP, policy.ICMP, policy.ICMPv6, policy.AnyProtocol})}
-	case roll < 42: // a type of ICMP with all its codes
+	case roll < 46: // a type of ICMP with all its codes
 		kind := uint16(pick(m, []int{0, 8, 128, 129, 255})) << 8
 		return policy.Port{Protocol: pick(m, []policy.Protocol{policy.ICMP, policy.ICMPv6}), First: kind, Last: kind | 255}
 	}

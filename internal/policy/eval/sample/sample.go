@@ -157,8 +157,8 @@ func (m maker) pod(i int) eval.Pod {
 		}
 	}
 	for _, name := range portNames {
-		for m.chance(45) {
-			p.Ports = append(p.Ports, policy.NamedPort{Name: name, Protocol: pick(m, protocols), Port: pick(m, ports)})
+		for m.chance(55) {
+			p.Ports = append(p.Ports, policy.NamedPort{Name: name, Protocol: pick(m, protocols), Port: pick(m, ports[:5])})
 		}
 	}
 	return p
