@@ -200,7 +200,7 @@ func (a *app) localError(err error) error {
 	switch {
 	case errors.As(err, &exit):
 		return err
-	case errors.Is(err, localapi.ErrNotFound):
+	case errors.Is(err, localapi.ErrNotFound), errors.Is(err, localapi.ErrBadQuestion):
 		return usage("%w", err)
 	case absent(err):
 		text := "no agent runs on this node: nobody listens on " + socket

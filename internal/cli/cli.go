@@ -104,6 +104,9 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
   strait get endpoints               the pods of this node, or of all nodes
   strait service list -o json        services as the kernel balances them
   strait service show shop/web       one service: who is behind it, who is not and why
+  strait policy list                 what is enforced, and what is refused and why
+  strait policy verdict shop/web-1 shop/db-0:5432
+  strait check                       do API, agent and kernel say the same
   strait bpf dump strait_ipcache     one map of the kernel`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -118,7 +121,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
 	f.StringVar(&a.context, "context", "", "context of the kubeconfig")
 	f.StringVar(&a.namespace, "agent-namespace", "kube-system", "namespace of the strait-agent pods")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "longest wait for one node")
-	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.bpfCmd(), a.ipamCmd(), a.takeoverCmd(), a.versionCmd(), completionCmd())
+	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.policyCmd(), a.checkCmd(), a.bpfCmd(), a.ipamCmd(), a.takeoverCmd(), a.versionCmd(), completionCmd())
 	root.AddCommand(a.nodeCmds()...)
 	root.CompletionOptions.DisableDefaultCmd = true
 	a.complete(root, "output", fixed(formats...))

@@ -32,6 +32,7 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 		status.Judge(&s, endpoints)
 		return s, nil
 	}
+	looks := 0
 	return localapi.Provider{
 		Status:    stat,
 		Nodes:     func(context.Context) ([]localapi.Node, error) { return exampleNodes(name), nil },
@@ -63,6 +64,28 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 			}
 			return d, nil
 		},
+		Policies: func(context.Context) ([]localapi.Policy, error) { return examplePolicies(i, trouble), nil },
+		Policy: func(_ context.Context, name localapi.PolicyName) (localapi.PolicyDetail, error) {
+			return examplePolicyDetail(i, name, trouble)
+		},
+		Rules: func(context.Context, bool) (localapi.Rules, error) {
+			looks++
+			rules := localapi.Rules{At: ago(0).Add(time.Duration(looks) * time.Second), Rules: exampleRules(i)}
+			for j := range rules.Rules { // what is in between is looked at by strait policy top
+				if r := &rules.Rules[j]; r.Count.Packets > 0 {
+					r.Count = r.Count.Add(localapi.Count{Packets: uint64(looks * (j + 1)), Bytes: uint64(looks * 4000)})
+				}
+			}
+			return rules, nil
+		},
+		Pods:           func(context.Context) ([]localapi.PodRow, error) { return examplePods(i), nil },
+		Namespaces:     func(context.Context) ([]localapi.NamespaceRow, error) { return exampleNamespaces(), nil },
+		Identities:     func(context.Context) ([]localapi.IdentityRow, error) { return exampleIdentities(), nil },
+		PolicyPrograms: func(context.Context) ([]localapi.ProgramRow, error) { return examplePrograms(trouble), nil },
+		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
+			return exampleVerdict(i, q)
+		},
+		Check: func(_ context.Context, repair bool) (localapi.Check, error) { return exampleCheck(i, repair, trouble), nil },
 		CheckIPAM: func(_ context.Context, fix bool) (localapi.IPAMCheck, error) {
 			c := localapi.IPAMCheck{Checked: 12}
 			if trouble {
@@ -94,6 +117,7 @@ func exampleStatus(i int) localapi.Status {
 		KubeProxy: localapi.KubeProxy{Mode: "on", SocketLB: true, Cgroup: "/sys/fs/cgroup/unified", Protocols: []string{"TCP", "UDP", "SCTP"}, Devices: []string{"eth0"},
 			Forwarding: "snat", Algorithm: "random", XDP: "off", NodePorts: "30000-32767", Announce: true, Frontends: 9, Backends: 11, Leaving: 1, MaglevTables: 1,
 			ByType: map[string]int{"ClusterIP": 6, "NodePort": 1, "LoadBalancer": 1, "HostPort": 1}},
+		Policy: examplePolicyStatus(),
 		IPAM: localapi.IPAM{Mode: "cluster-pool", Pools: []localapi.Pool{
 			{Family: "IPv4", CIDR: fmt.Sprintf("10.244.%d.0/24", i), Allocated: 2, CoolingDown: 1, Capacity: 254},
 			{Family: "IPv6", CIDR: fmt.Sprintf("fd00:10:244:%d::/64", i), Allocated: 2, Capacity: 1<<64 - 1}}},

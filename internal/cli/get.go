@@ -22,7 +22,7 @@ type resource struct {
 }
 
 func (a *app) resources() []resource {
-	return []resource{
+	return append([]resource{
 		{"nodes", "nodes of the cluster and the way to their pods", func(ctx context.Context, a *app) error {
 			return show(ctx, a, "nodes", (*localapi.Client).Nodes, a.nodesGrid)
 		}},
@@ -41,26 +41,33 @@ func (a *app) resources() []resource {
 		{"devices", "devices that carry cluster and outside traffic", func(ctx context.Context, a *app) error {
 			return show(ctx, a, "devices", (*localapi.Client).Devices, a.devicesGrid)
 		}},
-	}
+	}, a.policyResources()...)
 }
 
 func (a *app) getCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get",
-		Short: "List nodes, endpoints, services, remotes, routes or devices as the agents have them",
+		Short: "List nodes, pods, policies, services, routes and so on as the agents have them",
 		Long: `Lists what the agents have. From outside a node the rows of all nodes are merged: rows that are the same everywhere are
 printed once, ON says on which nodes a row is.`,
 	}
 	for _, r := range a.resources() {
 		cmd.AddCommand(&cobra.Command{
 			Use:     r.name,
-			Aliases: []string{strings.TrimSuffix(r.name, "s")},
+			Aliases: []string{singular(r.name)},
 			Short:   "List " + r.short,
 			Args:    exactArgs(),
 			RunE:    func(cmd *cobra.Command, _ []string) error { return r.run(cmd.Context(), a) },
 		})
 	}
 	return cmd
+}
+
+func singular(word string) string {
+	if stem, ok := strings.CutSuffix(word, "ies"); ok {
+		return stem + "y"
+	}
+	return strings.TrimSuffix(word, "s")
 }
 
 // row is one line of several nodes' answers: which of them have it.

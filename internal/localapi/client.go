@@ -120,13 +120,15 @@ func refusal(resp *http.Response) error {
 	switch resp.StatusCode {
 	case http.StatusNotFound:
 		return &answerError{f.Error, ErrNotFound}
+	case http.StatusBadRequest:
+		return &answerError{f.Error, ErrBadQuestion}
 	case http.StatusNotImplemented:
 		return &answerError{f.Error, ErrNotOffered}
 	}
 	return &answerError{f.Error, nil}
 }
 
-// answerError is the agent's own message; kind is the sentinel it stands for, if any.
+// answerError is a message for people; kind is the sentinel it stands for, if any.
 type answerError struct {
 	text string
 	kind error

@@ -42,6 +42,19 @@ type Provider struct {
 	Takeover     func(context.Context) (Takeover, error)
 	TakeOver     func(context.Context) (Takeover, error)
 	UndoTakeover func(ctx context.Context, force bool) (Takeover, error)
+	// Policies are the policies of all kinds; Policy tells everything of one and wraps ErrNotFound when there is none of that name.
+	Policies func(context.Context) ([]Policy, error)
+	Policy   func(ctx context.Context, name PolicyName) (PolicyDetail, error)
+	// Rules tells what rules have counted; with shadowed also which of them never can decide.
+	Rules          func(ctx context.Context, shadowed bool) (Rules, error)
+	Pods           func(context.Context) ([]PodRow, error)
+	Namespaces     func(context.Context) ([]NamespaceRow, error)
+	Identities     func(context.Context) ([]IdentityRow, error)
+	PolicyPrograms func(context.Context) ([]ProgramRow, error)
+	// Verdict judges a connection by what is in the kernel. It wraps ErrNotFound when an end is not known, ErrBadQuestion when it cannot be asked so.
+	Verdict func(context.Context, VerdictQuestion) (PolicyVerdict, error)
+	// Check compares API, model and kernel, and repairs when repair is set.
+	Check func(ctx context.Context, repair bool) (Check, error)
 	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
 	CheckIPAM func(ctx context.Context, fix bool) (IPAMCheck, error)
 }
@@ -89,6 +102,7 @@ func Handler(p Provider) http.Handler {
 	mux.HandleFunc("GET /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, false) })
 	mux.HandleFunc("POST /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, true) })
 	handleTakeover(mux, p)
+	handlePolicy(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, failure{fmt.Sprintf("no such path: %s %s", r.Method, r.URL.Path)})
 	})
@@ -123,6 +137,8 @@ func answer(w http.ResponseWriter, v any, err error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		write(w, http.StatusNotFound, failure{err.Error()})
+	case errors.Is(err, ErrBadQuestion):
+		write(w, http.StatusBadRequest, failure{err.Error()})
 	case err != nil:
 		write(w, http.StatusInternalServerError, failure{err.Error()})
 	default:

@@ -23,6 +23,7 @@ type Status struct {
 	Routing     Routing            `json:"routing"`
 	Masquerade  Masquerade         `json:"masquerade"`
 	KubeProxy   KubeProxy          `json:"kubeProxyReplacement"`
+	Policy      PolicyStatus       `json:"policy"`
 	IPAM        IPAM               `json:"ipam"`
 	MTU         MTU                `json:"mtu"`
 	CNI         CNI                `json:"cni"`

@@ -24,9 +24,11 @@ type Sources struct {
 	Services func() (KernelServices, error)
 	// Traffic sums what the connection table has counted for each of the targets; nil when unknown.
 	Traffic func([]Target) ([]localapi.Traffic, error)
+	Policy  PolicySources
 }
 
-// Provider returns a provider whose functions over tables are filled in: Nodes, Endpoints, Services, Remotes, Routes, Devices.
+// Provider returns a provider whose functions over tables are filled in: Nodes, Endpoints, Services, Remotes, Routes, Devices, and
+// those about policy but for Check.
 func Provider(s Sources) localapi.Provider {
 	if s.Peers == nil {
 		s.Peers = func() []localapi.Peer { return nil }
@@ -52,12 +54,27 @@ func Provider(s Sources) localapi.Provider {
 		Remotes: func(context.Context) ([]localapi.Remote, error) { return Remotes(st.Remotes.Snapshot().All()), nil },
 		Routes:  func(context.Context) ([]localapi.Route, error) { return Routes(st.Routes.Snapshot().All()), nil },
 		Devices: func(context.Context) ([]localapi.Device, error) { return Devices(st.Devices.Snapshot().All()), nil },
+
+		Policies: func(context.Context) ([]localapi.Policy, error) { return s.policies() },
+		Policy: func(_ context.Context, name localapi.PolicyName) (localapi.PolicyDetail, error) {
+			return s.policy(name)
+		},
+		Rules:          func(_ context.Context, shadowed bool) (localapi.Rules, error) { return s.rules(shadowed) },
+		Pods:           func(context.Context) ([]localapi.PodRow, error) { return Pods(st.Pods.Snapshot().All()), nil },
+		Namespaces:     func(context.Context) ([]localapi.NamespaceRow, error) { return Namespaces(st.Namespaces.Snapshot().All()), nil },
+		Identities:     func(context.Context) ([]localapi.IdentityRow, error) { return Identities(st.Identities.Snapshot().All()), nil },
+		PolicyPrograms: func(context.Context) ([]localapi.ProgramRow, error) { return Programs(st.Programs.Snapshot().All()), nil },
+		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
+			return s.verdict(q)
+		},
 	}
 }
 
 // WatchTables returns the tables fed from Kubernetes.
 func WatchTables(st *state.State) []localapi.WatchTable {
-	return []localapi.WatchTable{watch(st.Nodes), watch(st.Services), watch(st.EndpointSlices)}
+	return []localapi.WatchTable{
+		watch(st.Nodes), watch(st.Services), watch(st.EndpointSlices), watch(st.Pods), watch(st.Namespaces), watch(st.Policies),
+	}
 }
 
 func watch[T any](t *table.Table[T]) localapi.WatchTable {
