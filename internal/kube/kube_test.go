@@ -351,6 +351,8 @@ func TestParseObjectsRefuses(t *testing.T) {
 
 func FuzzParseObjects(f *testing.F) {
 	f.Add([]byte(nodeYAML("a", "10.0.0.0/24") + "---\n" + sliceYAML("b", "[{addresses: [10.0.0.1]}]")))
+	f.Add([]byte("apiVersion: v1\nkind: Pod\nmetadata: {name: p, labels: {a: b}, annotations: {strait.dev/addresses: 10.0.0.1}}\nspec: {containers: [{ports: [{name: x, containerPort: 7}]}]}\n" +
+		"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: n, annotations: {policy.strait.dev/enforcement: always}}"))
 	f.Add([]byte("apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: Service, metadata: {name: s}, spec: {ports: [{port: 1}]}}]"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		objects, err := ParseObjects(b)
@@ -365,6 +367,10 @@ func FuzzParseObjects(f *testing.F) {
 				_, _ = ToService(o)
 			case *discoveryv1.EndpointSlice:
 				_, _, _ = ToEndpointSlice(o)
+			case *corev1.Pod:
+				_, _, _ = ToPod(o)
+			case *corev1.Namespace:
+				_, _ = ToNamespace(o)
 			}
 		}
 	})
