@@ -2,11 +2,12 @@ package policy
 
 import (
 	"cmp"
+	"maps"
 	"slices"
-	"strings"
+	"sync"
 )
 
-// Program is what a set of policies says about every peer. It is never changed after NewProgram and may be used by many goroutines.
+// Program is what a set of policies says about every peer. Nothing that it says changes after NewProgram; many goroutines may ask it.
 type Program struct {
 	id        ID
 	mode      Mode
@@ -39,6 +40,10 @@ type program struct {
 	isolated, isolatedNow *RuleRef
 	audits                bool // something here is only audited
 	other                 Entry
+
+	// answers are those given before: many identities differ in what only other programs ask about.
+	mu      sync.Mutex
+	answers map[string]Entry
 }
 
 // rule is a Rule of a policy with what is needed to apply it.
@@ -92,12 +97,13 @@ func NewProgram(set Set) *Program {
 	for _, way := range []Way{Egress, Ingress} {
 		p.ways[way].compile(set, policies, ports, way, wanted)
 	}
-	for _, w := range wanted {
+	p.selectors = make([]Wanted, 0, len(wanted))
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		w := wanted[key]
 		slices.SortFunc(w.Ports, comparePortNames)
 		w.Ports = slices.Compact(w.Ports)
 		p.selectors = append(p.selectors, *w)
 	}
-	slices.SortFunc(p.selectors, func(a, b Wanted) int { return strings.Compare(a.Key, b.Key) })
 	return p
 }
 
@@ -119,6 +125,12 @@ func builtin(name string, way Way) RuleRef {
 func (w *program) compile(set Set, policies []*Policy, ports []NamedPort, way Way, wanted map[string]*Wanted) {
 	w.way = way
 	w.bySelect = map[string][]int32{}
+	w.answers = map[string]Entry{}
+	count := 0
+	for _, p := range policies {
+		count += len(p.Of(way).Rules)
+	}
+	w.rules = make([]rule, 0, count)
 	for _, p := range policies {
 		audit := p.Audit || set.Audit
 		direction := p.Of(way)
@@ -234,7 +246,32 @@ func (p *Program) Entry(way Way, kind PeerKind, ms Matches) Entry {
 	if !w.distinguishes(ms) {
 		return w.other
 	}
-	return w.entry(w.matched(ms), ms)
+	return w.answer(w.matched(ms), ms)
+}
+
+// answer is entry, computed once for all peers that the same rules match and that have the same numbers for the named ports in them.
+func (w *program) answer(rules []int32, ms Matches) Entry {
+	var d digest
+	d.number(uint64(len(rules)))
+	for _, r := range rules {
+		d.number(uint64(r))
+	}
+	for i := range ms {
+		if m := &ms[i]; m.Name != "" && len(w.bySelect[m.Selector]) > 0 {
+			d.text(m.Selector)
+			d.text(m.Name)
+			d.number(uint64(m.Protocol))
+			d.number(uint64(m.Port))
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	known, found := w.answers[string(d.data)]
+	if !found {
+		known = w.entry(rules, ms)
+		w.answers[string(d.data)] = known
+	}
+	return known
 }
 
 func (w *program) distinguishes(ms Matches) bool {

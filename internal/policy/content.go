@@ -74,12 +74,15 @@ func (d *digest) policy(p *Policy, audit bool) {
 }
 
 func (d *digest) rule(r *Rule) {
+	var space [128]byte
 	d.text(r.Path)
 	d.number(uint64(r.Action))
 	d.flag(r.Peers == nil)
 	d.number(uint64(len(r.Peers)))
 	for i := range r.Peers {
-		d.text(r.Peers[i].Key())
+		key := r.Peers[i].appendKey(space[:0])
+		d.number(uint64(len(key)))
+		d.data = append(d.data, key...)
 	}
 	d.flag(r.Ports == nil)
 	d.number(uint64(len(r.Ports)))
