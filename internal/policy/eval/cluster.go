@@ -123,3 +123,9 @@ func (c *Cluster) NodeOf(address netip.Addr) string {
 	}
 	return ""
 }
+
+// SameEnd reports whether two addresses are of one pod, or of one node.
+func (c *Cluster) SameEnd(a, b netip.Addr) bool {
+	x, y := c.peerAt(a, ""), c.peerAt(b, "")
+	return a == b || x.pod != nil && x.pod == y.pod || x.node != nil && x.node == y.node
+}

@@ -22,8 +22,9 @@ type View struct {
 	clash      error
 }
 
-// NewView compiles what the node of that name needs.
-func NewView(c *eval.Cluster, node string) *View {
+// NewView compiles what the node of that name needs. Its identities tell apart what its programs tell apart, and what those in also do: when
+// those give way to its own, both understand every identity.
+func NewView(c *eval.Cluster, node string, also ...*policy.Program) *View {
 	v := &View{
 		Programs:   map[policy.ID]*policy.Program{},
 		Endpoints:  map[netip.Addr]policy.ID{},
@@ -46,7 +47,7 @@ func NewView(c *eval.Cluster, node string) *View {
 			}
 		}
 	}
-	for _, p := range v.Programs {
+	for _, p := range slices.Concat(slices.Collect(maps.Values(v.Programs)), also) {
 		for _, w := range p.Selectors() {
 			v.index.Add(w)
 		}

@@ -79,12 +79,13 @@ func masked(address [16]byte, bits int) Prefix {
 
 // Identity returns who has an address: the longest prefix says so, no row is the world.
 func (t *Tables) Identity(a netip.Addr) identity.ID {
-	for bits := 128; bits >= 0; bits-- {
-		if id, ok := t.Identities[masked(a.As16(), bits)]; ok {
-			return id
+	found, longest := identity.World, -1
+	for p, id := range t.Identities {
+		if p.Bits > longest && masked(a.As16(), p.Bits) == p {
+			found, longest = id, p.Bits
 		}
 	}
-	return identity.World
+	return found
 }
 
 // Lookup returns what a program says about a peer.
@@ -123,8 +124,11 @@ func (t *Tables) Judge(own netip.Addr, way policy.Way, peer netip.Addr, protocol
 	return &v, err
 }
 
-// Add writes an entry and its table. Two contents of one table are an error: names are hashes of content.
+// Add writes an entry and its table. Two contents under one name are an error: names are hashes of content.
 func (t *Tables) Add(k EntryKey, e policy.Entry) error {
+	if was, ok := t.Entries[k]; ok && (e.Table == nil && was != Entry{Verdict: e.Verdict} || e.Table != nil && was != Entry{Table: e.Table.ID}) {
+		return fmt.Errorf("program %x says two things to %s %s: %+v and %+v", uint64(k.Program), k.Way, k.Identity, was, e)
+	}
 	if e.Table == nil {
 		t.Entries[k] = Entry{Verdict: e.Verdict}
 		return nil

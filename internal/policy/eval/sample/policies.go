@@ -47,6 +47,38 @@ func (m maker) addPolicy() {
 	m.cluster.Policies = append(m.cluster.Policies, p)
 }
 
+// edit changes one thing of a policy: all that makes a program another one does so at some time.
+func (m maker) edit(p *policy.Policy) {
+	d := &p.Ingress
+	if m.chance(50) {
+		d = &p.Egress
+	}
+	switch m.IntN(6) {
+	case 0:
+		p.Audit = !m.NoAudit && !p.Audit
+	case 1:
+		p.Priority = pick(m, []int32{0, 1, 10, 1000})
+	case 2:
+		if p.Tier != policy.Normal {
+			p.Tier = policy.Admin + policy.Baseline - p.Tier
+		}
+	case 3:
+		if p.Ref.Kind != policy.NetworkPolicy && p.Tier == policy.Normal {
+			d.Isolates = !d.Isolates
+		}
+	case 4:
+		if len(d.Rules) > 0 {
+			r := &d.Rules[m.IntN(len(d.Rules))]
+			r.Peers = []policy.Selector{m.peer(p.Ref)}
+		}
+	case 5:
+		if len(d.Rules) > 0 {
+			r := &d.Rules[m.IntN(len(d.Rules))]
+			r.Ports = []policy.Port{m.port()}
+		}
+	}
+}
+
 func (m maker) direction(p policy.Policy, prefix string, way policy.Way, actions []policy.Action) policy.Direction {
 	var d policy.Direction
 	if m.chance(15) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/policy/eval"
@@ -51,9 +52,7 @@ var (
 
 // Cluster makes a cluster with its policies.
 func Cluster(r *rand.Rand, o Options) *eval.Cluster {
-	if o.Policies == 0 {
-		o.Policies = 6
-	}
+	o.Policies = maker{Options: o}.most()
 	if o.Pods == 0 {
 		o.Pods = 8
 	}
@@ -89,6 +88,14 @@ func Cluster(r *rand.Rand, o Options) *eval.Cluster {
 		m.addPolicy()
 	}
 	return c
+}
+
+// most returns how many policies there are to be at most.
+func (m maker) most() int {
+	if m.Policies == 0 {
+		return 6
+	}
+	return m.Policies
 }
 
 func (m maker) chance(percent int) bool { return m.IntN(100) < percent }
@@ -174,38 +181,66 @@ func (m maker) labels() policy.Labels {
 	return policy.NewLabels(out)
 }
 
-// Relabel changes labels, ports, services or modes of a cluster that has been made: what happens while policies stay. The cluster given is kept.
+// Relabel changes one thing of a cluster that is not a policy. The cluster given is kept.
 func Relabel(r *rand.Rand, o Options, c *eval.Cluster) *eval.Cluster {
 	next := Clone(c)
 	m := maker{r, o, next}
-	switch r.IntN(6) {
-	case 0, 1:
+	switch r.IntN(12) {
+	case 0, 1, 2:
 		next.Pods[r.IntN(len(next.Pods))].Labels = m.labels()
-	case 2:
+	case 3, 4:
 		next.Namespaces[r.IntN(len(next.Namespaces))].Labels = m.labels()
-	case 3:
-		next.Nodes[r.IntN(len(next.Nodes))].Labels = m.labels()
-	case 4:
-		p := &next.Pods[r.IntN(len(next.Pods))]
-		p.Ports = m.pod(0).Ports
 	case 5:
-		s := &next.Services[r.IntN(len(next.Services))]
-		s.Endpoints = append(s.Endpoints[:len(s.Endpoints):len(s.Endpoints)], m.anyAddress())
+		next.Nodes[r.IntN(len(next.Nodes))].Labels = m.labels()
+	case 6:
+		next.Pods[r.IntN(len(next.Pods))].Ports = m.pod(0).Ports
+	case 7:
+		m.moveService(&next.Services[r.IntN(len(next.Services))])
+	case 8:
+		// Its labels and name stay: how it is enforced differs.
+		n := &next.Namespaces[r.IntN(len(next.Namespaces))]
+		other := m.namespace(n.Name)
+		n.Mode, n.Audit = other.Mode, other.Audit
+	case 9:
+		next.Pods[r.IntN(len(next.Pods))].Audit = !o.NoAudit && m.chance(50)
+	case 10:
+		if len(next.Pods) > 2 {
+			i := r.IntN(len(next.Pods))
+			next.Pods = append(next.Pods[:i], next.Pods[i+1:]...)
+		}
+	case 11:
+		if p := m.pod(m.IntN(200)); !slices.ContainsFunc(next.Pods, func(q eval.Pod) bool { return q.Name == p.Name }) {
+			next.Pods = append(next.Pods, p)
+		}
 	}
 	return next
+}
+
+func (m maker) moveService(s *eval.Service) {
+	if len(s.Endpoints) > 0 && m.chance(50) {
+		s.Endpoints = s.Endpoints[1:]
+		return
+	}
+	s.Endpoints = append(s.Endpoints, m.anyAddress())
 }
 
 // Repolicy adds a policy, removes one or replaces one. The cluster given is kept.
 func Repolicy(r *rand.Rand, o Options, c *eval.Cluster) *eval.Cluster {
 	next := Clone(c)
 	m := maker{r, o, next}
-	if n := len(next.Policies); n > 0 && m.chance(60) {
-		i := r.IntN(n)
-		next.Policies = append(next.Policies[:i], next.Policies[i+1:]...)
-		if m.chance(40) {
-			return next
-		}
+	n := len(next.Policies)
+	if n == 0 || n < m.most() && m.chance(50) {
+		m.addPolicy()
+		return next
 	}
-	m.addPolicy()
+	i := r.IntN(n)
+	if m.chance(40) {
+		m.edit(&next.Policies[i])
+		return next
+	}
+	next.Policies = append(next.Policies[:i], next.Policies[i+1:]...)
+	if m.chance(50) {
+		m.addPolicy()
+	}
 	return next
 }
