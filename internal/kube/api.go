@@ -34,7 +34,7 @@ const (
 	// apiSubject is what an outage of the API server is reported under.
 	apiSubject = "api server"
 
-	absentEvery = 30 * time.Second // looks for a resource that the server does not have
+	absentEvery = 30 * time.Second
 )
 
 var errAbsent = errors.New("the server does not have this resource")
@@ -45,11 +45,13 @@ type APIServer struct {
 	log        *slog.Logger
 	host       string
 	reflectors []func(ctx context.Context)
+	// absentEvery is how often a resource is looked for that the server does not have.
+	absentEvery time.Duration
 }
 
 // NewAPIServer returns a source of the API server behind client.
 func NewAPIServer(client *Client, tables Tables, log *slog.Logger) *APIServer {
-	a := &APIServer{tables: tables, log: log, host: client.Host()}
+	a := &APIServer{tables: tables, log: log, host: client.Host(), absentEvery: absentEvery}
 	if tables.Nodes != nil {
 		addReflector(a, nodes(tables), resource{client: client.core, name: "nodes"}, &corev1.Node{})
 	}
@@ -118,7 +120,7 @@ func (a *APIServer) follow(ctx context.Context, r resource, expected any, s cach
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(absentEvery):
+		case <-time.After(a.absentEvery):
 		}
 	}
 }

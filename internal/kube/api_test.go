@@ -38,6 +38,8 @@ func TestRealAPIServer(t *testing.T) {
 	t.Run("pod CIDRs are set once", func(t *testing.T) { testSetPodCIDRs(t, client) })
 	t.Run("node writer", func(t *testing.T) { testNodeWriter(t, client) })
 	t.Run("pod lives", func(t *testing.T) { testPodLives(t, client) })
+	t.Run("pod at ADD", func(t *testing.T) { testPodAtAdd(t, client) })
+	t.Run("reflect policies", func(t *testing.T) { testReflectPolicies(t, client) })
 	t.Run("reflect", func(t *testing.T) { testReflectServer(t, server, client) })
 }
 
