@@ -10,7 +10,6 @@ import (
 // Program is what a set of policies says about every peer. Nothing that it says changes after NewProgram; many goroutines may ask it.
 type Program struct {
 	id        ID
-	mode      Mode
 	ways      [2]program // by Way
 	selectors []Wanted
 }

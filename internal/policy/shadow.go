@@ -173,14 +173,14 @@ func (p Port) includes(o Port) bool {
 	if p.Protocol == AnyProtocol && p.Name == "" && p.First == 0 && p.Last == 0 {
 		return true
 	}
-	if p.Protocol != o.Protocol && !(p.Protocol == AnyProtocol && o.Protocol.HasPorts()) {
+	if p.Protocol != o.Protocol && (p.Protocol != AnyProtocol || !o.Protocol.HasPorts()) {
 		return false
 	}
 	whole := p.First == 0 && p.Last == 0
 	if p.Name != "" || o.Name != "" {
 		return p.Name == o.Name || p.Name == "" && whole
 	}
-	return whole || p.First <= o.First && o.Last <= p.Last && !(o.First == 0 && o.Last == 0)
+	return whole || (o.First != 0 || o.Last != 0) && p.First <= o.First && o.Last <= p.Last
 }
 
 // includes reports whether s means every peer that o means. It may say no where the answer is yes.
