@@ -123,7 +123,12 @@ func (k *Keeper) build(ctx context.Context, r *record) error {
 		return err
 	}
 	k.publish(r, 0, "")
+	admitted := k.admit(ctx, r) // takes about as long as the interface
 	index, err := k.cfg.Links.AddPod(k.pod(r))
+	refused := admitted(err != nil)
+	if err == nil && refused != nil {
+		return refused
+	}
 	if err != nil {
 		if errors.Is(err, os.ErrNotExist) && k.checkNetNS(r.NetNS) != nil {
 			err = wire.WithCode(types.ErrInvalidNetNS, err)
@@ -156,7 +161,7 @@ func (k *Keeper) program(r *record, index int) error {
 		return err
 	}
 	for _, addr := range r.Addresses {
-		if err := k.cfg.Maps.PutEndpoint(entry(r, index, addr)); err != nil {
+		if err := k.rows.put(r.key(), entry(r, index, addr)); err != nil {
 			return err
 		}
 	}
@@ -212,6 +217,7 @@ func (k *Keeper) remove(r *record) error {
 	delete(k.records, r.key())
 	delete(k.leaving, r.key())
 	k.mu.Unlock()
+	k.rows.forget(r.key())
 	k.cfg.Table.Delete(r.key())
 	k.cfg.Log.Info("pod detached", "pod", r.Namespace+"/"+r.Pod, "attachment", r.key(), "device", r.Device, "addresses", r.Addresses)
 	return nil
@@ -222,7 +228,7 @@ func (k *Keeper) remove(r *record) error {
 func (k *Keeper) dismantle(device string, addrs []netip.Addr) error {
 	var errs []error
 	for _, addr := range addrs {
-		errs = append(errs, k.cfg.Maps.DeleteEndpoint(addr))
+		errs = append(errs, k.rows.remove(addr))
 	}
 	errs = append(errs,
 		k.cfg.Programs.DetachPod(device),
@@ -324,12 +330,16 @@ func (k *Keeper) inspect(r *record) (found []string, err error) {
 			found = append(found, fmt.Sprintf("entry of %v in strait_endpoint is missing", addr))
 		case !sameDelivery(have, want):
 			found = append(found, fmt.Sprintf("entry of %v in strait_endpoint is %s, want %s", addr, delivery(have), delivery(want)))
+		default:
+			if program, known := k.rows.of(r.key()); known && have.Policy != program {
+				found = append(found, fmt.Sprintf("entry of %v in strait_endpoint has policy %016x, want %016x", addr, have.Policy, program))
+			}
 		}
 	}
 	return found, err
 }
 
-// sameDelivery compares how a packet is handed over; identity and policy are not the attachment's business.
+// sameDelivery compares how a packet is handed over.
 func sameDelivery(a, b maps.Endpoint) bool {
 	return a.Index == b.Index && bytes.Equal(a.PodMAC, b.PodMAC) && bytes.Equal(a.HostMAC, b.HostMAC)
 }

@@ -71,7 +71,13 @@ type Maps interface {
 	EachNetns(fn func(cookie uint64, n maps.Netns)) error
 }
 
-// Config is what a Keeper needs. All but Sources, OwnNetNS and Now are required.
+// Policies brings a pod's policy into the kernel before its addresses are.
+type Policies interface {
+	// Admit returns when SetPolicy was called for the attachment and all that it relies on is in the kernel.
+	Admit(ctx context.Context, row state.Endpoint) error
+}
+
+// Config is what a Keeper needs. All but Policies, Sources, OwnNetNS and Now are required.
 type Config struct {
 	Dir      string // of the records
 	Pools    *ipam.Allocator
@@ -81,6 +87,8 @@ type Config struct {
 	Table    *table.Table[state.Endpoint]
 	Problems *table.Table[state.Problem]
 	Log      *slog.Logger
+	// Policies; nil: nothing is enforced.
+	Policies Policies
 	// Sources returns the addresses the node's stack prefers towards pods, at most one per family.
 	Sources func() []netip.Addr
 	// OwnNetNS is the cookie of the node's network namespace, whose entry in strait_netns is not the keeper's.
@@ -96,6 +104,7 @@ type Keeper struct {
 	purge purger
 	own   nsID
 	netns sync.Mutex // held while an entry of strait_netns is found out and written
+	rows  policyRows
 
 	mu       sync.Mutex // guards the fields below
 	records  map[string]*record
@@ -122,6 +131,7 @@ func New(cfg Config) *Keeper {
 		records: map[string]*record{},
 		leaving: map[string]bool{},
 		orphans: map[string]orphan{},
+		rows:    policyRows{kernel: cfg.Maps, programs: map[string]uint64{}},
 	}
 }
 
@@ -241,7 +251,7 @@ func (k *Keeper) pod(r *record) netdev.Pod {
 	}
 }
 
-// entry is what strait_endpoint holds for an address of the attachment.
+// entry is what strait_endpoint holds for an address of the attachment, its policy apart.
 func entry(r *record, index int, addr netip.Addr) maps.Endpoint {
 	return maps.Endpoint{
 		Address: addr, Index: uint32(index),

@@ -37,6 +37,8 @@ type PolicyMaps interface {
 type Ends interface {
 	// SetPolicy makes an attachment's packets be judged by a program, 0: by none. One that is not there is no error.
 	SetPolicy(attachment string, program uint64) error
+	// Held returns the programs that any row names.
+	Held() (map[uint64]bool, error)
 }
 
 // PolicyConfig is what NewPolicies needs. All but Grace and Now are required.
@@ -60,7 +62,8 @@ type Policies struct {
 	want   desired
 	have   actual
 	todo   pending
-	doomed []doomed
+	doomed []doomed // in the order of their times
+	due    sentences
 	begun  bool // everything that is wanted has been written once
 	drift  uint64
 }
@@ -82,6 +85,7 @@ func NewPolicies(c PolicyConfig) (*Policies, error) {
 		return nil, err
 	}
 	w := &Policies{PolicyConfig: c, rules: rules, want: newDesired(), have: have, todo: newPending()}
+	w.due = sentences{map[maps.PolicyKey]time.Time{}, map[maps.Port]time.Time{}}
 	w.todo.bump = have.state.Revision == 0 // never 0 when programs compare with it
 	return w, nil
 }
@@ -432,50 +436,114 @@ func (w *Policies) condemn() {
 			delete(w.have.ends, key)
 		}
 	}
-	if len(d.policies)+len(d.ports) > 0 {
-		w.doomed = append(w.doomed, d)
+	w.sentence(d)
+}
+
+func (w *Policies) sentence(d doomed) {
+	if len(d.policies)+len(d.ports) == 0 {
+		return
+	}
+	w.doomed = append(w.doomed, d)
+	slices.SortStableFunc(w.doomed, func(a, b doomed) int { return a.at.Compare(b.at) })
+	for _, k := range d.policies {
+		w.due.policies[k] = d.at
+	}
+	for _, k := range d.ports {
+		w.due.ports[k] = d.at
 	}
 }
 
-// Retire removes what has been unused for long enough and returns when there will be more of it; the zero time: nothing is left.
+// Retire removes what has been unused for long enough and returns when there will be more of it; the zero time: nothing is left. As long as
+// something that was accepted is not written nothing is removed: a write that was overtaken may have brought old rows into use again.
 func (w *Policies) Retire(context.Context) (next time.Time, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(w.doomed) > 0 {
-		d := &w.doomed[0]
-		if w.Now().Before(d.at) {
+		now := w.Now()
+		d := w.doomed[0]
+		switch {
+		case !w.todo.empty():
+			return now.Add(w.Grace), nil
+		case now.Before(d.at):
 			return d.at, nil
 		}
-		if err := w.remove(d); err != nil {
-			return w.Now().Add(w.Grace), err
-		}
 		w.doomed = w.doomed[1:]
+		if err := w.remove(&d); err != nil {
+			d.at = now.Add(w.Grace)
+			w.sentence(d)
+			return d.at, err
+		}
 	}
 	return time.Time{}, nil
 }
 
+// remove carries out sentences that stand. A program that a pod's row still names stays: whoever wrote that row is not told of here.
 func (w *Policies) remove(d *doomed) error {
-	d.policies = slices.DeleteFunc(d.policies, func(k maps.PolicyKey) bool {
+	policies := make([]maps.PolicyKey, 0, len(d.policies))
+	later := doomed{at: w.Now().Add(30 * w.Grace)}
+	var named map[uint64]bool
+	if len(d.policies) > 0 {
+		var err error
+		if named, err = w.Ends.Held(); err != nil {
+			return err
+		}
+	}
+	for _, k := range d.policies {
 		_, there := w.have.policies[k]
-		_, wanted := w.want.row(k)
-		return !there || wanted
-	})
-	done, err := w.Kernel.DeletePolicies(d.policies)
-	for _, k := range d.policies[:done] {
+		if w.due.policies[k].After(d.at) {
+			continue
+		}
+		delete(w.due.policies, k)
+		if _, wanted := w.want.row(k); !there || wanted {
+			continue
+		}
+		if named[k.Policy] && w.want.programs[k.Policy] == nil {
+			later.policies = append(later.policies, k)
+			if e := w.have.policies[k]; e.Table != 0 {
+				named[e.Table] = true // of a table now: names are hashes of their content
+			}
+			continue
+		}
+		policies = append(policies, k)
+	}
+	done, err := w.Kernel.DeletePolicies(policies)
+	for _, k := range policies[:done] {
 		delete(w.have.policies, k)
 	}
 	if err != nil {
 		return err
 	}
-	d.ports = slices.DeleteFunc(d.ports, func(k maps.Port) bool {
+	ports := make([]maps.Port, 0, len(d.ports))
+	for _, k := range d.ports {
+		if w.due.ports[k].After(d.at) {
+			continue
+		}
+		delete(w.due.ports, k)
 		_, there := w.have.ports[k]
-		return !there || w.want.tables[k.Table] != nil
-	})
-	done, err = w.Kernel.DeletePorts(d.ports)
-	for _, k := range d.ports[:done] {
+		switch {
+		case !there || w.want.tables[k.Table] != nil:
+		case named[k.Table]:
+			later.ports = append(later.ports, k)
+		default:
+			ports = append(ports, k)
+		}
+	}
+	done, err = w.Kernel.DeletePorts(ports)
+	for _, k := range ports[:done] {
 		delete(w.have.ports, k)
 	}
+	w.sentence(later)
 	return err
+}
+
+// Entries returns how many rows a program has.
+func (w *Policies) Entries(program policy.ID) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if p := w.want.programs[uint64(program)]; p != nil {
+		return len(p.rows)
+	}
+	return 0
 }
 
 // Revision returns the revision of what the programs decide by.

@@ -63,11 +63,17 @@ type pending struct {
 	loosePorts    []maps.Port
 }
 
-// doomed are keys to be removed at a time at which no program can be looking them up any more.
+// doomed are keys to be removed at a time at which no program can be looking them up any more, unless something wants them again.
 type doomed struct {
 	at       time.Time
 	policies []maps.PolicyKey
 	ports    []maps.Port
+}
+
+// sentences are the latest times at which keys are to be removed.
+type sentences struct {
+	policies map[maps.PolicyKey]time.Time
+	ports    map[maps.Port]time.Time
 }
 
 func newDesired() desired {
