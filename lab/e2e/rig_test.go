@@ -181,10 +181,14 @@ func (r *rig) deploy(ctx context.Context) error {
 	return r.readAddresses(ctx)
 }
 
-// create retries while a new namespace has no service account yet.
 func (r *rig) create(ctx context.Context, p *corev1.Pod) error {
+	return r.createIn(ctx, r.namespace, p)
+}
+
+// createIn retries while a new namespace has no service account yet.
+func (r *rig) createIn(ctx context.Context, namespace string, p *corev1.Pod) error {
 	for {
-		_, err := r.kube.CoreV1().Pods(r.namespace).Create(ctx, p, metav1.CreateOptions{})
+		_, err := r.kube.CoreV1().Pods(namespace).Create(ctx, p, metav1.CreateOptions{})
 		if err == nil || !strings.Contains(err.Error(), "serviceaccount") {
 			return err
 		}
