@@ -5,7 +5,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"reflect"
 	"slices"
 	"testing"
 
@@ -49,73 +48,15 @@ func change(r *rand.Rand, o sample.Options, c *eval.Cluster) *eval.Cluster {
 	return sample.Relabel(r, o, c)
 }
 
-// expectation is what an end of a connection may say while a change is under way.
-type expectation struct {
-	conn          eval.Connection
-	way           policy.Way
-	before, after *policy.Verdict
-	// between is what policies of before say of peers as they are afterwards: a verdict of its own only when one change concerns both ends, as
-	// that of a namespace's labels does. Identities and programs are written one after the other.
-	between *policy.Verdict
-}
-
-func expect(before, after *eval.Cluster, node string, conns []eval.Connection) []expectation {
-	var out []expectation
-	for _, conn := range conns {
-		for _, way := range []policy.Way{policy.Egress, policy.Ingress} {
-			own, peer := conn.From, conn.To
-			if way == policy.Ingress {
-				own, peer = peer, own
-			}
-			// Who is nobody before or after has no verdict to keep; a node's own address and a pod's are never judged by themselves.
-			if before.NodeOf(own) != node || after.NodeOf(own) != node || before.SameEnd(own, peer) || after.SameEnd(own, peer) {
-				continue
-			}
-			e := expectation{conn, way, end(before.Decide(conn), way), end(after.Decide(conn), way), nil}
-			e.between = e.after
-			if !reflect.DeepEqual(before.Namespaces, after.Namespaces) {
-				e.between = eval.Across(before, after, conn, way)
-			}
-			out = append(out, e)
-		}
-	}
-	return out
-}
-
-func end(o eval.Outcome, way policy.Way) *policy.Verdict {
-	if way == policy.Egress {
-		return o.Egress
-	}
-	return o.Ingress
-}
-
-func (e expectation) check(t *model.Tables) error {
-	own, peer := e.conn.From, e.conn.To
-	if e.way == policy.Ingress {
-		own, peer = peer, own
-	}
-	got, err := t.Judge(own, e.way, peer, e.conn.Protocol, e.conn.Port)
-	if err != nil {
-		return err
-	}
-	for _, v := range []*policy.Verdict{e.before, e.after, e.between} {
-		if v == nil && got == nil || v != nil && got != nil && *v == *got {
-			return nil
-		}
-	}
-	return fmt.Errorf("%s of %s -> %s %s %d: %s\n  before: %s\n  after:  %s\n  between: %s", e.way, e.conn.From, e.conn.To,
-		e.conn.Protocol, e.conn.Port, show(got), show(e.before), show(e.after), show(e.between))
-}
-
 // move brings tables from one cluster to the next, row by row, and looks after each.
 func move(t *model.Tables, before, after *eval.Cluster, conns []eval.Connection) (writes int, err error) {
-	expected := expect(before, after, "n1", conns)
+	expected := model.Expect(before, after, "n1", conns)
 	was := model.NewView(before, "n1")
 	both := model.NewView(after, "n1", slices.Collect(maps.Values(was.Programs))...)
 	m := mover{t: t, look: func(what string) error {
 		writes++
 		for _, e := range expected {
-			if err := e.check(t); err != nil {
+			if err := e.Check(t); err != nil {
 				return fmt.Errorf("after %s: %w", what, err)
 			}
 		}
@@ -136,7 +77,7 @@ func move(t *model.Tables, before, after *eval.Cluster, conns []eval.Connection)
 	m.identities(final)
 	m.removeUnused(final)
 	for i := range expected {
-		expected[i].before, expected[i].between = expected[i].after, expected[i].after
+		expected[i] = expected[i].Settled()
 	}
 	m.wrote("everything")
 	return writes, m.err

@@ -102,20 +102,9 @@ func compareEnd(c *eval.Cluster, tables map[string]*model.Tables, conn eval.Conn
 		return fmt.Errorf("%s %s -> %s %s %d: %w", way, conn.From, conn.To, conn.Protocol, conn.Port, err)
 	}
 	if got == nil || *got != *want {
-		return fmt.Errorf("%s of %s -> %s %s %d\n  documents: %s\n  compiled:  %s", way, conn.From, conn.To, conn.Protocol, conn.Port, show(want), show(got))
+		return fmt.Errorf("%s of %s -> %s %s %d\n  documents: %s\n  compiled:  %s", way, conn.From, conn.To, conn.Protocol, conn.Port, model.Show(want), model.Show(got))
 	}
 	return nil
-}
-
-func show(v *policy.Verdict) string {
-	if v == nil {
-		return "nobody is asked"
-	}
-	s := fmt.Sprintf("allow %v by %s", v.Allow, v.Rule)
-	if v.Audit {
-		s += fmt.Sprintf("; audited: allow %v by %s", v.AuditAllow, v.AuditRule)
-	}
-	return s
 }
 
 // count keeps book of what was tested.
