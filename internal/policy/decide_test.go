@@ -213,6 +213,16 @@ func TestIDIsOfContent(t *testing.T) {
 			t.Errorf("%s: same %v, want %v", name, got == want, k.same)
 		}
 	}
+	everybody, nobody := base(), base()
+	everybody.Policies[0].Ingress.Rules[0].Peers, nobody.Policies[0].Ingress.Rules[0].Peers = nil, []Selector{}
+	if everybody.ID() == nobody.ID() {
+		t.Error("everybody and nobody are the same")
+	}
+	everybody.Policies[0].Ingress.Rules[0].Ports, nobody.Policies[0].Ingress.Rules[0].Peers = []Port{}, nil
+	nobody.Policies[0].Ingress.Rules[0].Ports = nil
+	if everybody.ID() == nobody.ID() {
+		t.Error("every port and none are the same")
+	}
 	never := Set{Mode: ModeNever}
 	s := base()
 	s.Mode = ModeNever

@@ -146,3 +146,25 @@ func TestNamedPortsMakeIdentitiesDiffer(t *testing.T) {
 		}
 	}
 }
+
+// Peers that the same rules match, and that differ in one thing about one named port, are not answered for each other.
+func TestAnswersAreOfNamedPorts(t *testing.T) {
+	web := []Selector{pods("a", "app", "web")}
+	p := &Policy{Ref: Ref{NetworkPolicy, "a", "out"}, Tier: Normal, Egress: Direction{Isolates: true, Rules: []Rule{
+		{Path: "http", Peers: web, Ports: []Port{{Name: "http"}}},
+		{Path: "admin", Peers: web, Ports: []Port{{Name: "admin"}}},
+	}}}
+	program := NewProgram(Set{Policies: []*Policy{p}})
+	for _, port := range []NamedPort{{"http", TCP, 80}, {"admin", TCP, 80}, {"http", UDP, 80}, {"http", TCP, 81}} {
+		peer := &Peer{Kind: PodPeer, Namespace: "a", Labels: Labels{{"app", "web"}}, Ports: []NamedPort{port}}
+		entry := program.Entry(Egress, peer.Kind, program.match(peer))
+		for _, protocol := range []Protocol{TCP, UDP} {
+			for _, number := range []uint16{80, 81} {
+				want := protocol == port.Protocol && number == port.Port
+				if v := entry.At(protocol, number); v.Allow != want || want && v.Rule.Path != port.Name {
+					t.Errorf("%+v: %d/%s: %+v", port, number, protocol, v)
+				}
+			}
+		}
+	}
+}

@@ -142,8 +142,9 @@ func (g generator) direction(tier Tier, way string) Direction {
 
 func (g generator) policy(name string) *Policy {
 	p := &Policy{Ref: Ref{pick(g, NetworkPolicy, CiliumNetworkPolicy), pick(g, "x", "y"), name}, Tier: pick(g, Admin, Normal, Normal, Baseline), Subject: g.pods()}
+	p.Priority = int32(g.IntN(3)) // of the normal tier: means nothing
 	if p.Tier != Normal {
-		p.Ref.Kind, p.Ref.Namespace, p.Priority = ClusterNetworkPolicy, "", int32(g.IntN(3))
+		p.Ref.Kind, p.Ref.Namespace = ClusterNetworkPolicy, ""
 	}
 	p.Audit = g.IntN(5) == 0
 	p.Ingress, p.Egress = g.direction(p.Tier, "ingress"), g.direction(p.Tier, "egress")
