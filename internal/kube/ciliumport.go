@@ -4,7 +4,6 @@ import (
 	"strconv"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -157,23 +156,11 @@ func (r *ciliumReader) icmpField(path *field.Path, f ciliumv2.ICMPField) policy.
 		r.refuse(path.Child("family"), f.Family, "unknown; accepted: IPv4, IPv6")
 	}
 	path = path.Child("type")
-	switch {
-	case f.Type == nil:
-		r.reasons = append(r.reasons, path.String()+": is missing: want a number or a name")
-	case f.Type.Type == intstr.Int:
-		if f.Type.IntVal < 0 || f.Type.IntVal > 255 {
-			r.refuse(path, f.Type.IntVal, "want 0 to 255")
-		}
-		return icmpType(protocol, uint16(f.Type.IntVal&0xff))
-	default:
-		if kind, ok := names[strings.ReplaceAll(f.Type.StrVal, " ", "")]; ok {
-			return icmpType(protocol, kind)
-		}
-		if kind, ok := r.number(path, f.Type.StrVal, 255, "a number or the name of a type of this family"); ok {
-			return icmpType(protocol, kind)
-		}
+	if kind, ok := names[strings.ReplaceAll(string(f.Type), " ", "")]; ok {
+		return icmpType(protocol, kind)
 	}
-	return policy.Port{}
+	kind, _ := r.number(path, string(f.Type), 255, "a number or the name of a type of this family")
+	return icmpType(protocol, kind)
 }
 
 // icmpNames are the names of types in the API. Numbers: IANA, "ICMP Type Numbers".

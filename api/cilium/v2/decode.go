@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -42,7 +41,7 @@ func (r RawRule) Decode(path string) (*Rule, error) {
 	if !utf8.Valid(r.JSON) {
 		return nil, fmt.Errorf("%s: is not UTF-8", path)
 	}
-	if len(r.JSON) == 0 || string(r.JSON) == "null" {
+	if text := bytes.TrimSpace(r.JSON); len(text) == 0 || string(text) == "null" {
 		return nil, fmt.Errorf("%s: is null: want a rule", path)
 	}
 	rule := new(Rule)
@@ -156,10 +155,12 @@ func (c *cursor) enter(token json.Token) {
 
 func (c *cursor) path() string {
 	var b strings.Builder
-	for _, s := range c.steps {
+	for i, s := range c.steps {
 		switch {
 		case s.list:
 			b.WriteString("[" + strconv.Itoa(s.index) + "]")
+		case i > 0 && hasFreeKeys(c.steps[i-1].key):
+			b.WriteString("[" + s.key + "]")
 		case b.Len() > 0:
 			b.WriteString("." + s.key)
 		default:
@@ -220,8 +221,8 @@ func (c *cursor) free() bool {
 	if n == 0 {
 		return false
 	}
-	if c.steps[n-1].list {
-		return true
-	}
-	return n > 1 && slices.Contains([]string{"matchLabels", "labels", "l7"}, c.steps[n-2].key)
+	return c.steps[n-1].list || n > 1 && hasFreeKeys(c.steps[n-2].key)
 }
+
+// hasFreeKeys reports whether a field is a mapping whose keys people choose.
+func hasFreeKeys(field string) bool { return field == "matchLabels" }

@@ -1,6 +1,6 @@
 package v2
 
-import "k8s.io/apimachinery/pkg/util/intstr"
+import "encoding/json"
 
 // MaxPorts is how many ports a PortRule, and how many fields an ICMPRule may have.
 const MaxPorts = 40
@@ -34,8 +34,21 @@ type ICMPRule struct {
 
 // ICMPField is a type by number or name.
 type ICMPField struct {
-	Family string              `json:"family,omitempty"` // IPv4, which is the default, or IPv6
-	Type   *intstr.IntOrString `json:"type,omitempty"`
+	Family string   `json:"family,omitempty"` // IPv4, which is the default, or IPv6
+	Type   ICMPType `json:"type,omitempty"`
+}
+
+// ICMPType is a number or a name.
+type ICMPType string
+
+// UnmarshalJSON takes numbers and strings alike; anything else stays as it is written, which is no type.
+func (t *ICMPType) UnmarshalJSON(b []byte) error {
+	var text string
+	if json.Unmarshal(b, &text) != nil {
+		text = string(b)
+	}
+	*t = ICMPType(text)
+	return nil
 }
 
 // L7Rules are what requests have to be like.
