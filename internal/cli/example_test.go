@@ -85,7 +85,9 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
 			return exampleVerdict(i, q)
 		},
-		Check: func(_ context.Context, repair bool) (localapi.Check, error) { return exampleCheck(i, repair, trouble), nil },
+		Check: func(_ context.Context, repair bool) (localapi.Check, error) {
+			return exampleCheck(i, repair, trouble), nil
+		},
 		CheckIPAM: func(_ context.Context, fix bool) (localapi.IPAMCheck, error) {
 			c := localapi.IPAMCheck{Checked: 12}
 			if trouble {

@@ -138,8 +138,10 @@ func (a *app) policyVerdict(ctx context.Context, args []string, q localapi.Verdi
 // askVerdict asks the agent of this node, or from outside one agent and then those of the nodes that judge. one: nobody else could be asked.
 func (a *app) askVerdict(ctx context.Context, args []string, q localapi.VerdictQuestion) (v localapi.PolicyVerdict, one bool, err error) {
 	asked := question[localapi.PolicyVerdict]{
-		args:  append([]string{"policy", "verdict"}, args...),
-		local: func(ctx context.Context, c *localapi.Client) (localapi.PolicyVerdict, error) { return c.Verdict(ctx, q) },
+		args: append([]string{"policy", "verdict"}, args...),
+		local: func(ctx context.Context, c *localapi.Client) (localapi.PolicyVerdict, error) {
+			return c.Verdict(ctx, q)
+		},
 	}
 	client, err := a.local(ctx)
 	if err != nil {

@@ -138,6 +138,7 @@ func (v *screen) sums(nodes []answer[localapi.Status]) {
 	v.line("Cluster health", v.of(reached, peers)+" pairs of nodes reach each other")
 	v.line("Routing", tallyWords(modes))
 	v.line("kube-proxy", tallyWords(services))
+	v.policySums(nodes)
 }
 
 func count[T any](all []T, is func(T) bool) (n int) {

@@ -32,6 +32,7 @@ func (a *app) nodeStatus(s localapi.Status, verbose bool) string {
 	v.kubernetes(s.Kubernetes)
 	v.forwarding(s)
 	v.kubeProxy(s.KubeProxy)
+	v.policy(s.Policy)
 	v.pods(s)
 	v.datapath(s)
 	v.controllers(s)
@@ -312,6 +313,7 @@ func (v *screen) section(title string, g *grid) {
 
 func (v *screen) verbose(s localapi.Status) {
 	v.services(s.KubeProxy)
+	v.policies(s)
 
 	g := &grid{columns: columns("TABLE", "ROWS#", "FAILING#", "REPAIRED#", "LAST CHECK", "LAST ERROR")}
 	for _, r := range s.Reconcilers {

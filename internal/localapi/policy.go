@@ -24,9 +24,8 @@ type PolicyStatus struct {
 	// Changed is when the last change was complete in the kernel, Took how long it took to get there.
 	Changed time.Time      `json:"changed,omitzero"`
 	Took    time.Duration  `json:"tookNanoseconds,omitempty"`
-	Drift   uint64         `json:"drift"`           // rows that differed from what they should be and were repaired, since the start
-	Error   string         `json:"error,omitempty"` // why the newest state is not in the kernel
-	Packets []VerdictCount `json:"packets"`         // since the agent's start
+	Drift   uint64         `json:"drift"`   // rows that differed from what they should be and were repaired, since the start
+	Packets []VerdictCount `json:"packets"` // since the agent's start
 }
 
 // PolicyCount counts objects.
@@ -39,7 +38,7 @@ type PolicyCount struct {
 // VerdictCount counts packets that policy judged.
 type VerdictCount struct {
 	Direction string `json:"direction"` // egress, ingress
-	Verdict   string `json:"verdict"`   // allowed, denied, audited (would have been decided otherwise)
+	Verdict   string `json:"verdict"`   // allowed, denied, audited: would have been decided otherwise, counted when a connection is judged
 	Packets   uint64 `json:"packets"`
 	Bytes     uint64 `json:"bytes"`
 }

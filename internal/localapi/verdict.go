@@ -55,6 +55,7 @@ const (
 	VerdictAllowed = "allowed"
 	VerdictDenied  = "denied"
 	VerdictUnknown = "unknown" // a side could not be asked, and no other denies
+	VerdictAudited = "audited" // in counts: policies that are only audited would have decided otherwise
 )
 
 // Sum is what becomes of the connection as far as the sides say.

@@ -41,6 +41,11 @@ func example(context.Context) (localapi.Status, error) {
 		Problems:   []localapi.Problem{{Severity: localapi.SeverityError}, {Severity: localapi.SeverityError}},
 		Kubernetes: localapi.Kubernetes{Connected: true, Tables: []localapi.WatchTable{{Name: "nodes", Rows: 3, Synced: true}}},
 		KubeProxy:  localapi.KubeProxy{Frontends: 9, ByType: map[string]int{"ClusterIP": 7, "NodePort": 2}, Backends: 5, Leaving: 2, MaglevTables: 3, Problems: 4},
+		Policy: localapi.PolicyStatus{
+			Objects: []localapi.PolicyCount{{Kind: "NetworkPolicy", State: "refused", Count: 2}, {Kind: "ClusterNetworkPolicy", State: "enforced", Count: 1}},
+			Pods:    5, Selected: 3, Programs: 2, Identities: 7, Rules: 11, Revision: 88, Drift: 1,
+			Packets: []localapi.VerdictCount{{Direction: "ingress", Verdict: "denied", Packets: 4, Bytes: 400}, {Direction: "egress", Verdict: "audited", Packets: 6, Bytes: 600}},
+		},
 		IPAM: localapi.IPAM{Pools: []localapi.Pool{
 			{Family: "IPv4", Allocated: 3, CoolingDown: 1, Capacity: 254}, {Family: "IPv4", Allocated: 2, Capacity: 14}}},
 		MTU:         localapi.MTU{Device: 1500, Pod: 1450},
@@ -118,6 +123,42 @@ strait_service_problems 4
 # HELP strait_service_unserved_packets_total Packets for services that had no backend; outcome is refused (the client was told) or dropped (externalTrafficPolicy is Local and none was on the node).
 # TYPE strait_service_unserved_packets_total counter
 strait_service_unserved_packets_total{outcome="refused"} 8
+# HELP strait_policy_objects Policies by kind and state (enforced, audited, refused, failed, off).
+# TYPE strait_policy_objects gauge
+strait_policy_objects{kind="CiliumClusterwideNetworkPolicy",state="audited"} 0
+strait_policy_objects{kind="CiliumClusterwideNetworkPolicy",state="enforced"} 0
+strait_policy_objects{kind="CiliumClusterwideNetworkPolicy",state="failed"} 0
+strait_policy_objects{kind="CiliumClusterwideNetworkPolicy",state="off"} 0
+strait_policy_objects{kind="CiliumClusterwideNetworkPolicy",state="refused"} 0
+strait_policy_objects{kind="CiliumNetworkPolicy",state="audited"} 0
+strait_policy_objects{kind="CiliumNetworkPolicy",state="enforced"} 0
+strait_policy_objects{kind="CiliumNetworkPolicy",state="failed"} 0
+strait_policy_objects{kind="CiliumNetworkPolicy",state="off"} 0
+strait_policy_objects{kind="CiliumNetworkPolicy",state="refused"} 0
+strait_policy_objects{kind="ClusterNetworkPolicy",state="audited"} 0
+strait_policy_objects{kind="ClusterNetworkPolicy",state="enforced"} 1
+strait_policy_objects{kind="ClusterNetworkPolicy",state="failed"} 0
+strait_policy_objects{kind="ClusterNetworkPolicy",state="off"} 0
+strait_policy_objects{kind="ClusterNetworkPolicy",state="refused"} 0
+strait_policy_objects{kind="NetworkPolicy",state="audited"} 0
+strait_policy_objects{kind="NetworkPolicy",state="enforced"} 0
+strait_policy_objects{kind="NetworkPolicy",state="failed"} 0
+strait_policy_objects{kind="NetworkPolicy",state="off"} 0
+strait_policy_objects{kind="NetworkPolicy",state="refused"} 2
+# HELP strait_policy_pods Local pods by whether any policy selects them (selected, unselected).
+# TYPE strait_policy_pods gauge
+strait_policy_pods{state="selected"} 3
+strait_policy_pods{state="unselected"} 2
+# HELP strait_policy_packets_total Packets by what rules of policies said; verdict is allowed, denied, or audited: decided otherwise if audited policies were enforced (counted when a connection is judged).
+# TYPE strait_policy_packets_total counter
+strait_policy_packets_total{direction="egress",verdict="audited"} 6
+strait_policy_packets_total{direction="ingress",verdict="denied"} 4
+# HELP strait_policy_revision Grows with every change of what policy decides.
+# TYPE strait_policy_revision gauge
+strait_policy_revision 88
+# HELP strait_policy_drift_total Rows of the tables of policy that differed from what they should be and were repaired.
+# TYPE strait_policy_drift_total counter
+strait_policy_drift_total 1
 # HELP strait_node_leftovers Traces of other networks found on the node.
 # TYPE strait_node_leftovers gauge
 strait_node_leftovers{of="flannel"} 2
@@ -204,6 +245,7 @@ func TestReference(t *testing.T) {
 	agent := metric.NewAgent(reg, example)
 	agent.Reconciler("remotes")("update", time.Millisecond, errors.New("no"))
 	agent.CNI("ADD", 0, time.Millisecond)
+	metric.NewPolicy(reg).Applied(time.Millisecond)
 	metric.NewProgramming(reg, time.Now())
 	families, err := reg.Gather()
 	if err != nil {

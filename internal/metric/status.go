@@ -23,6 +23,7 @@ type statusCollector struct {
 	addresses, endpoints, frontends, cniReady, cniQueued *prometheus.Desc
 	clusterNodes, leftovers                              *prometheus.Desc
 	backends, maglev, unserved, troubled                 *prometheus.Desc
+	policy                                               policyDescs
 }
 
 func newStatusCollector(status func(context.Context) (localapi.Status, error)) *statusCollector {
@@ -64,16 +65,18 @@ func newStatusCollector(status func(context.Context) (localapi.Status, error)) *
 		cniQueued: d("cni_queued_deletes", "Deletes on disk waiting to be replayed."),
 
 		clusterNodes: d("cluster_nodes", "Nodes by whether their agents answer this one (reachable, unreachable), this node included.", "state"),
-		leftovers:    d("node_leftovers", "Traces of other networks found on the node.", "of"),
+		policy:       newPolicyDescs(d),
+
+		leftovers: d("node_leftovers", "Traces of other networks found on the node.", "of"),
 	}
 }
 
 func (c *statusCollector) all() []*prometheus.Desc {
-	return []*prometheus.Desc{
+	return append(c.policy.all(),
 		c.up, c.problems, c.started, c.packets, c.bytes, c.programs, c.mtu, c.mapEntries, c.mapCapacity, c.rows, c.failing, c.drift,
 		c.checked, c.connected, c.tableRows, c.tableSynced, c.addresses, c.endpoints, c.frontends, c.cniReady, c.cniQueued,
 		c.clusterNodes, c.leftovers, c.backends, c.maglev, c.unserved, c.troubled,
-	}
+	)
 }
 
 // Describe implements prometheus.Collector.
@@ -104,6 +107,7 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	c.collectTables(s, gauge, counter)
 	c.collectPods(s, gauge)
 	c.collectServices(s, gauge, counter)
+	c.policy.collect(s.Policy, gauge, counter)
 }
 
 type (

@@ -14,6 +14,8 @@ const (
 	namedAtMost = 5  // endpoints, services and peers named one by one; the rest is counted
 
 	serviceSubject = "service " // what problems of services are about begins so
+	policySubject  = "policy "  // and of policies
+	readerSource   = "kube"     // who reports what objects are not right
 )
 
 // Judge fills in Endpoints, Problems and State of s from the rest of it and the local endpoints. found are problems that
@@ -47,11 +49,11 @@ func Judge(s *localapi.Status, endpoints []localapi.Endpoint, found ...localapi.
 	}
 }
 
-// Reported returns a problem of the table as a person sees it. A mistake in the object of one Service is a warning: the node serves all others,
-// and whoever may write a Service must not make nodes degraded.
+// Reported returns a problem of the table as a person sees it. A mistake in the object of one Service or policy is a warning: the node serves
+// all others, and whoever may write a Service must not make nodes degraded.
 func Reported(p state.Problem) localapi.Problem {
 	out := localapi.Problem{Severity: localapi.SeverityError, Subject: p.Subject, Text: p.Text}
-	if strings.HasPrefix(p.Subject, serviceSubject) {
+	if strings.HasPrefix(p.Subject, serviceSubject) || strings.HasPrefix(p.Subject, policySubject) && p.Source == readerSource {
 		out.Severity = localapi.SeverityWarning
 	}
 	return out
@@ -88,26 +90,63 @@ func (j *judge) warning(subject, text, action string) {
 	j.problems = append(j.problems, localapi.Problem{Severity: localapi.SeverityWarning, Subject: subject, Text: text, Action: action})
 }
 
-// found takes over what is known already; of many services only some are named. It returns how many services have problems.
+// subjects are kinds of things of which there may be many with problems: only some are named.
+var subjects = []struct{ prefix, plural, list, show string }{
+	{serviceSubject, "services", "strait service list", "strait service show "},
+	{policySubject, "policies", "strait policy list", "strait policy show "},
+}
+
+// found takes over what is known already; of many services and policies only some are named. It returns how many services have problems.
 func (j *judge) found(all []localapi.Problem) (services int) {
-	named, more := map[string]bool{}, map[string]bool{}
+	named, more := map[string]bool{}, map[string]bool{} // more: whether one of its problems is an error
+	counts := make([]int, len(subjects))                // of those named
 	for _, p := range all {
-		if strings.HasPrefix(p.Subject, serviceSubject) && !named[p.Subject] {
-			if len(named) >= namedAtMost {
-				more[p.Subject] = true
+		i := slices.IndexFunc(subjects, func(s struct{ prefix, plural, list, show string }) bool {
+			return strings.HasPrefix(p.Subject, s.prefix)
+		})
+		if i < 0 {
+			j.problems = append(j.problems, p)
+			continue
+		}
+		if !named[p.Subject] {
+			if counts[i] >= namedAtMost {
+				more[p.Subject] = more[p.Subject] || p.Severity == localapi.SeverityError
 				continue
 			}
 			named[p.Subject] = true
+			counts[i]++
 		}
-		if p.Action == "" && named[p.Subject] {
-			p.Action = "see strait service show " + strings.TrimPrefix(p.Subject, serviceSubject)
+		if p.Action == "" {
+			p.Action = "see " + subjects[i].show + nameIn(strings.TrimPrefix(p.Subject, subjects[i].prefix))
 		}
 		j.problems = append(j.problems, p)
 	}
-	if len(more) > 0 {
-		j.error("services", fmt.Sprintf("%d more have problems", len(more)), "see strait service list")
+	for i, s := range subjects {
+		rest, errors := 0, false
+		for subject, isError := range more {
+			if strings.HasPrefix(subject, s.prefix) {
+				rest++
+				errors = errors || isError
+			}
+		}
+		tell := j.warning
+		if errors {
+			tell = j.error
+		}
+		if rest > 0 {
+			tell(s.plural, fmt.Sprintf("%d more have problems", rest), "see "+s.list)
+		}
+		if s.prefix == serviceSubject {
+			services = counts[i] + rest
+		}
 	}
-	return len(named) + len(more)
+	return services
+}
+
+// nameIn makes an argument of a name: "NetworkPolicy shop/db" is NetworkPolicy/shop/db; of several the first.
+func nameIn(subject string) string {
+	first, _, _ := strings.Cut(subject, ", ")
+	return strings.ReplaceAll(first, " ", "/")
 }
 
 func (j *judge) services(k localapi.KubeProxy) {

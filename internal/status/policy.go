@@ -52,10 +52,20 @@ type placement struct {
 
 func placementOf(programs table.Snapshot[state.Program]) placement {
 	out := placement{map[policy.Ref][]state.Program{}, map[policy.Ref]int{}}
+	type selected struct {
+		policy policy.Ref
+		pod    string
+	}
+	known := map[selected]bool{}
 	for p := range programs.All() {
 		for _, ref := range p.Policies {
 			out.programs[ref] = append(out.programs[ref], p)
-			out.pods[ref] += len(p.Pods)
+			for _, pod := range p.Pods { // one that keeps an old program while a new one does not fit is in both
+				if s := (selected{ref, pod}); !known[s] {
+					known[s] = true
+					out.pods[ref]++
+				}
+			}
 		}
 	}
 	return out
@@ -201,7 +211,7 @@ func (s Sources) policy(name localapi.PolicyName) (localapi.PolicyDetail, error)
 	return d, nil
 }
 
-// selected lists the local pods of programs in order of their names.
+// selected lists the local pods of programs in order of their names: with the program they have, and why not another if that does not fit.
 func (s Sources) selected(programs []state.Program) []localapi.SelectedPod {
 	pods, namespaces := s.State.Pods.Snapshot(), s.State.Namespaces.Snapshot()
 	rows := []localapi.SelectedPod{}
@@ -217,7 +227,15 @@ func (s Sources) selected(programs []state.Program) []localapi.SelectedPod {
 			rows = append(rows, row)
 		}
 	}
-	slices.SortFunc(rows, func(a, b localapi.SelectedPod) int { return strings.Compare(a.Pod, b.Pod) })
+	slices.SortFunc(rows, func(a, b localapi.SelectedPod) int {
+		return cmp.Or(strings.Compare(a.Pod, b.Pod), strings.Compare(a.Error, b.Error))
+	})
+	for i := len(rows) - 1; i > 0; i-- {
+		if rows[i].Pod == rows[i-1].Pod {
+			rows[i-1].Error = rows[i].Error
+			rows = slices.Delete(rows, i, i+1)
+		}
+	}
 	return rows
 }
 

@@ -59,11 +59,17 @@ func Provider(s Sources) localapi.Provider {
 		Policy: func(_ context.Context, name localapi.PolicyName) (localapi.PolicyDetail, error) {
 			return s.policy(name)
 		},
-		Rules:          func(_ context.Context, shadowed bool) (localapi.Rules, error) { return s.rules(shadowed) },
-		Pods:           func(context.Context) ([]localapi.PodRow, error) { return Pods(st.Pods.Snapshot().All()), nil },
-		Namespaces:     func(context.Context) ([]localapi.NamespaceRow, error) { return Namespaces(st.Namespaces.Snapshot().All()), nil },
-		Identities:     func(context.Context) ([]localapi.IdentityRow, error) { return Identities(st.Identities.Snapshot().All()), nil },
-		PolicyPrograms: func(context.Context) ([]localapi.ProgramRow, error) { return Programs(st.Programs.Snapshot().All()), nil },
+		Rules: func(_ context.Context, shadowed bool) (localapi.Rules, error) { return s.rules(shadowed) },
+		Pods:  func(context.Context) ([]localapi.PodRow, error) { return Pods(st.Pods.Snapshot().All()), nil },
+		Namespaces: func(context.Context) ([]localapi.NamespaceRow, error) {
+			return Namespaces(st.Namespaces.Snapshot().All()), nil
+		},
+		Identities: func(context.Context) ([]localapi.IdentityRow, error) {
+			return Identities(st.Identities.Snapshot().All()), nil
+		},
+		PolicyPrograms: func(context.Context) ([]localapi.ProgramRow, error) {
+			return Programs(st.Programs.Snapshot().All()), nil
+		},
 		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
 			return s.verdict(q)
 		},
