@@ -124,7 +124,6 @@ func builtin(name string, way Way) RuleRef {
 func (w *program) compile(set Set, policies []*Policy, ports []NamedPort, way Way, wanted map[string]*Wanted) {
 	w.way = way
 	w.bySelect = map[string][]int32{}
-	w.answers = map[string]Entry{}
 	count := 0
 	for _, p := range policies {
 		count += len(p.Of(way).Rules)
@@ -268,6 +267,9 @@ func (w *program) answer(rules []int32, ms Matches) Entry {
 	known, found := w.answers[string(d.data)]
 	if !found {
 		known = w.entry(rules, ms)
+		if w.answers == nil {
+			w.answers = map[string]Entry{}
+		}
 		w.answers[string(d.data)] = known
 	}
 	return known

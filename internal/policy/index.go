@@ -18,16 +18,23 @@ type Index struct {
 	boundaries map[netip.Prefix]int // Selector.Prefixes, counted
 }
 
-type bucket map[string]*indexed
+// bucket is a few selectors, in no order: most have one, and a map of each would be most of what an Index weighs.
+type bucket []*indexed
 
 // indexed is a selector in use.
 type indexed struct {
 	key      string
 	selector Selector
 	uses     int
-	ports    map[PortName]int // uses
-	anchored *Requirement     // under whose values it is; nil: in no anchor
-	within   string           // namespace that the anchors are of, if the selector names just one
+	ports    []askedPort
+	anchored *Requirement // under whose values it is; nil: in no anchor
+	within   string       // namespace that the anchors are of, if the selector names just one
+}
+
+// askedPort is a named port with how often it is asked for.
+type askedPort struct {
+	PortName
+	uses int
 }
 
 // anchor is a value that peers have. For labels of pods within is the namespace, if the selector names it.
@@ -44,7 +51,6 @@ func NewIndex() *Index {
 		anchors:    map[anchor]bucket{},
 		prefixes:   map[netip.Prefix]bucket{},
 		services:   map[string]bucket{},
-		rest:       bucket{},
 		boundaries: map[netip.Prefix]int{},
 	}
 }
@@ -53,15 +59,19 @@ func NewIndex() *Index {
 func (x *Index) Add(w Wanted) bool {
 	e, found := x.entries[w.Key]
 	if !found {
-		e = &indexed{key: w.Key, selector: w.Selector, ports: map[PortName]int{}}
+		e = &indexed{key: w.Key, selector: w.Selector}
 		x.entries[w.Key] = e
 		x.place(e)
 	}
 	e.uses++
 	changed := !found
 	for _, p := range w.Ports {
-		e.ports[p]++
-		changed = changed || e.ports[p] == 1
+		i := slices.IndexFunc(e.ports, func(a askedPort) bool { return a.PortName == p })
+		if i < 0 {
+			e.ports = append(e.ports, askedPort{PortName: p})
+			i, changed = len(e.ports)-1, true
+		}
+		e.ports[i].uses++
 	}
 	return changed
 }
@@ -74,8 +84,12 @@ func (x *Index) Remove(w Wanted) bool {
 	}
 	changed := false
 	for _, p := range w.Ports {
-		if e.ports[p]--; e.ports[p] <= 0 {
-			delete(e.ports, p)
+		i := slices.IndexFunc(e.ports, func(a askedPort) bool { return a.PortName == p })
+		if i < 0 {
+			continue
+		}
+		if e.ports[i].uses--; e.ports[i].uses == 0 {
+			e.ports = slices.Delete(e.ports, i, i+1)
 			changed = true
 		}
 	}
@@ -119,7 +133,7 @@ func (x *Index) Match(p *Peer) Matches {
 				continue
 			}
 			out = append(out, Match{Selector: e.key})
-			for asked := range e.ports {
+			for _, asked := range e.ports {
 				for _, n := range namedPorts(p.Ports, asked.Name, asked.Protocol) {
 					out = append(out, Match{Selector: e.key, Name: n.Name, Protocol: n.Protocol, Port: n.Port})
 				}
@@ -194,14 +208,14 @@ func (x *Index) place(e *indexed) {
 	case SelectPods, SelectNodes:
 		x.choose(e)
 		if e.anchored == nil {
-			x.rest[e.key] = e
+			x.rest = append(x.rest, e)
 			return
 		}
 		for _, v := range e.anchored.Values {
 			put(x.anchors, e.anchor(v), e)
 		}
 	default:
-		x.rest[e.key] = e
+		x.rest = append(x.rest, e)
 	}
 }
 
@@ -223,22 +237,26 @@ func (x *Index) displace(e *indexed) {
 			take(x.anchors, e.anchor(v), e)
 		}
 	default:
-		delete(x.rest, e.key)
+		x.rest = x.rest.without(e)
 	}
 }
 
-func put[K comparable](in map[K]bucket, at K, e *indexed) {
-	if in[at] == nil {
-		in[at] = bucket{}
-	}
-	in[at][e.key] = e
-}
+func put[K comparable](in map[K]bucket, at K, e *indexed) { in[at] = append(in[at], e) }
 
 func take[K comparable](from map[K]bucket, at K, e *indexed) {
-	delete(from[at], e.key)
-	if len(from[at]) == 0 {
+	if from[at] = from[at].without(e); len(from[at]) == 0 {
 		delete(from, at)
 	}
+}
+
+// without returns b, changed, in which e is no longer.
+func (b bucket) without(e *indexed) bucket {
+	if i := slices.Index(b, e); i >= 0 {
+		last := len(b) - 1
+		b[i], b[last] = b[last], nil
+		b = b[:last]
+	}
+	return b
 }
 
 func (e *indexed) anchor(value string) anchor {
