@@ -33,7 +33,7 @@ func TestNoThirdVerdict(t *testing.T) {
 			conns := sample.Connections(r, next, 8)
 			n, err := move(tables, c, next, conns)
 			if err != nil {
-				t.Fatalf("STRAIT_SEED=%d, cluster %d: %v\nbefore:\n%s\nafter:\n%s", start, i, err, sample.Describe(c), sample.Describe(next))
+				t.Fatalf("STRAIT_SEED=%d, cluster %d: %v\n%s", start, i, err, sample.DescribeChange(c, next))
 			}
 			c, changes, rows = next, changes+1, rows+n
 		}

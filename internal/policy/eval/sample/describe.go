@@ -2,6 +2,7 @@ package sample
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/strait-net/strait/internal/policy"
@@ -34,6 +35,25 @@ func Describe(c *eval.Cluster) string {
 		fmt.Fprintf(&b, "%s spec %d: tier %s priority %d audit %v, for %s\n", p.Ref, p.Spec, p.Tier, p.Priority, p.Audit, p.Subject.Key())
 		describeDirection(&b, policy.Ingress, p.Ingress)
 		describeDirection(&b, policy.Egress, p.Egress)
+	}
+	return b.String()
+}
+
+// DescribeChange writes a cluster with the lines that a change removes and adds marked by - and +.
+func DescribeChange(before, after *eval.Cluster) string {
+	was, is := strings.Split(Describe(before), "\n"), strings.Split(Describe(after), "\n")
+	var b strings.Builder
+	for _, line := range was {
+		if slices.Contains(is, line) {
+			fmt.Fprintf(&b, "  %s\n", line)
+		} else {
+			fmt.Fprintf(&b, "- %s\n", line)
+		}
+	}
+	for _, line := range is {
+		if !slices.Contains(was, line) {
+			fmt.Fprintf(&b, "+ %s\n", line)
+		}
 	}
 	return b.String()
 }
