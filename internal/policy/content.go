@@ -52,6 +52,7 @@ func (s Set) digest(policies []*Policy, ports []NamedPort) ID {
 	d.number(uint64(len(policies)))
 	for _, p := range policies {
 		d.policy(p, s.Audit)
+		d.relieve()
 	}
 	return ID(d.sum(1))
 }

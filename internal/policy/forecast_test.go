@@ -43,6 +43,11 @@ func TestManyIdenticalPolicies(t *testing.T) {
 	if len(e.Table.Rows) > 8 || e.At(TCP, 85).Rule.Name != "web-00000" || e.At(TCP, 91).Rule.Name != "web-00000" || e.At(TCP, 91).Allow {
 		t.Errorf("%+v", e.Table.Rows)
 	}
+	first := program.ID()
+	set.Policies[5000].Ingress.Rules[0].Path = "spec.ingress[1]"
+	if set.ID() == first || NewProgram(set).ID() != set.ID() {
+		t.Error("what is in the middle does not count")
+	}
 	if len(program.Selectors()) != 1 {
 		t.Errorf("%d selectors", len(program.Selectors()))
 	}
