@@ -188,6 +188,9 @@ func (p *peers) solid() map[netip.Prefix]*area {
 			add(cidr.Masked(), policy.Peer{Kind: policy.UnknownPeer})
 		}
 	}
+	for a := range p.servers {
+		add(host(a), policy.Peer{Kind: policy.APIServerPeer})
+	}
 	nodes := p.state.Nodes.Snapshot()
 	for r := range p.state.Remotes.Snapshot().All() {
 		peer := policy.Peer{Kind: policy.UnknownPeer}

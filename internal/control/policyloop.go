@@ -296,6 +296,7 @@ func (p *Policies) settle(ctx context.Context, now time.Time) {
 		return
 	}
 	p.retry, p.retryAt = 0, time.Time{}
+	p.subjects.settled(p.peers)
 	p.report(now)
 	p.answer()
 	for _, done := range p.done {
@@ -331,7 +332,7 @@ func (p *Policies) propose() error {
 			err = p.Writer.Accept(&change)
 		}
 		if err == nil {
-			p.subjects.accepted(p.peers)
+			p.subjects.accepted()
 			p.peers.accepted()
 			return nil
 		}

@@ -342,7 +342,9 @@ func (s *subjects) setOf(l *local) policy.Set {
 		set.Policies[i] = x.Policy
 	}
 	if l.key == "" {
-		set.Mode, set.Ports = policy.ModeDefault, nil
+		if set.Ports = nil; set.Mode == policy.ModeAlways {
+			set.Mode = policy.ModeDefault // that is about pods
+		}
 		return set
 	}
 	if ns, _, ok := s.state.Namespaces.Snapshot().Get(l.namespace); ok {
@@ -463,10 +465,11 @@ func idOf(u *use) policy.ID {
 	return u.id
 }
 
-// answersTo adds what programs that the writer knows say to an identity that is new to it.
+// answersTo adds what programs that the writer knows say to an identity that is new to it. Also those that nobody is to have any more: until
+// the change is through somebody has them.
 func (s *subjects) answersTo(id *ident, c *policy.Change) {
 	for _, u := range s.uses {
-		if u.told && len(u.ends) > 0 {
+		if u.told {
 			u.answer(id, c)
 		}
 	}
@@ -500,7 +503,7 @@ func (u *use) answer(id *ident, c *policy.Change) {
 }
 
 // accepted notes that the writer knows everything.
-func (s *subjects) accepted(p *peers) {
+func (s *subjects) accepted() {
 	for l := range s.changed {
 		if l.key == "" || l.refused == nil || l.sent {
 			l.have, l.sent = l.want, true
@@ -509,7 +512,14 @@ func (s *subjects) accepted(p *peers) {
 	clear(s.changed)
 	s.left = nil
 	for u := range s.touched {
-		if u.told = len(u.ends) > 0; !u.told {
+		u.told = u.told || len(u.ends) > 0
+	}
+}
+
+// settled notes that everything the writer knows is in force.
+func (s *subjects) settled(p *peers) {
+	for u := range s.touched {
+		if len(u.ends) == 0 {
 			s.drop(u, p)
 		}
 	}

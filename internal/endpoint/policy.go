@@ -38,28 +38,29 @@ func (p *policyRows) put(attachment string, e maps.Endpoint) error {
 }
 
 // set makes the entries of an attachment name a program. addrs gives its addresses, or false when it is not there.
-func (p *policyRows) set(attachment string, program uint64, addrs func() ([]netip.Addr, bool)) error {
+func (p *policyRows) set(attachment string, program uint64, addrs func() ([]netip.Addr, bool)) (changed bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	list, there := addrs()
 	if !there {
-		return nil
+		return false, nil
 	}
 	p.programs[attachment] = program
 	for _, a := range list {
 		e, there, err := p.kernel.Endpoint(a)
 		if err != nil {
-			return err
+			return changed, err
 		}
 		if !there || e.Policy == program {
 			continue
 		}
 		e.Policy = program
 		if err := p.kernel.PutEndpoint(e); err != nil {
-			return err
+			return changed, err
 		}
+		changed = true
 	}
-	return nil
+	return changed, nil
 }
 
 // remove deletes an entry.
@@ -85,8 +86,8 @@ func (p *policyRows) of(attachment string) (program uint64, known bool) {
 }
 
 // SetPolicy makes the packets of an attachment be judged by a program of strait_policy, 0: by none. Said of an attachment that is being made
-// it holds from its first entry on; said of one that is not there it is no error.
-func (k *Keeper) SetPolicy(attachment string, program uint64) error {
+// it holds from its first entry on; said of one that is not there it is no error. changed: an entry named another program before.
+func (k *Keeper) SetPolicy(attachment string, program uint64) (changed bool, err error) {
 	return k.rows.set(attachment, program, func() ([]netip.Addr, bool) {
 		r := k.get(attachment) // it is removed before what was said about it is forgotten
 		if r == nil {

@@ -35,8 +35,9 @@ type PolicyMaps interface {
 
 // Ends are the local pods' rows of strait_endpoint.
 type Ends interface {
-	// SetPolicy makes an attachment's packets be judged by a program, 0: by none. One that is not there is no error.
-	SetPolicy(attachment string, program uint64) error
+	// SetPolicy makes an attachment's packets be judged by a program, 0: by none, and reports whether they were judged by another before. One
+	// that is not there is no error.
+	SetPolicy(attachment string, program uint64) (changed bool, err error)
 	// Held returns the programs that any row names.
 	Held() (map[uint64]bool, error)
 }
@@ -87,6 +88,9 @@ func NewPolicies(c PolicyConfig) (*Policies, error) {
 	w := &Policies{PolicyConfig: c, rules: rules, want: newDesired(), have: have, todo: newPending()}
 	w.due = sentences{map[maps.PolicyKey]time.Time{}, map[maps.Port]time.Time{}}
 	w.todo.bump = have.state.Revision == 0 // never 0 when programs compare with it
+	for p := range have.prefixes {
+		w.todo.prefixes[p] = true // nobody says of what is not wanted that it is gone
+	}
 	return w, nil
 }
 
@@ -262,7 +266,7 @@ func (w *Policies) Flush(context.Context) error {
 }
 
 func (w *Policies) flush() error {
-	if w.begun && w.todo.empty() && len(w.todo.loosePolicies)+len(w.todo.loosePorts) == 0 {
+	if w.begun && w.todo.empty() && len(w.todo.loosePolicies)+len(w.todo.loosePorts)+len(w.want.idle) == 0 {
 		return nil
 	}
 	if err := w.rules.confirm(); err != nil {
@@ -388,11 +392,12 @@ func (w *Policies) writeEnds() error {
 	for _, key := range keys {
 		want := w.want.ends[key]
 		if have, known := w.have.ends[key]; !known || have != want {
-			if err := w.Ends.SetPolicy(key, want); err != nil {
+			changed, err := w.Ends.SetPolicy(key, want)
+			w.todo.bump = w.todo.bump || changed
+			if err != nil {
 				return fmt.Errorf("policy of pod %s: %w", key, err)
 			}
 			w.have.ends[key] = want
-			w.todo.bump = true
 		}
 		delete(w.todo.ends, key)
 	}
@@ -416,6 +421,7 @@ func (w *Policies) writeState() error {
 
 // condemn sentences what nothing wants any more. At the first time that is everything that an earlier agent has left.
 func (w *Policies) condemn() {
+	w.want.dropIdle(&w.todo)
 	d := doomed{at: w.Now().Add(w.Grace), policies: w.todo.loosePolicies, ports: w.todo.loosePorts}
 	w.todo.loosePolicies, w.todo.loosePorts = nil, nil
 	if !w.begun {

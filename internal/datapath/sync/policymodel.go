@@ -37,7 +37,8 @@ type desired struct {
 	uses     map[uint64]int    // identity -> prefixes
 	ends     map[string]uint64 // attachment -> program
 	node     uint64
-	rows     int // of all programs
+	idle     map[uint64]bool // programs that no end is to have, but some may have until the next flush is through: they go on being answered
+	rows     int             // of all programs
 	ports    int // rows of all tables
 }
 
@@ -79,7 +80,7 @@ type sentences struct {
 func newDesired() desired {
 	return desired{
 		programs: map[uint64]*wantedProgram{}, tables: map[uint64]*wantedTable{}, prefixes: map[netip.Prefix]uint64{},
-		uses: map[uint64]int{}, ends: map[string]uint64{},
+		uses: map[uint64]int{}, ends: map[string]uint64{}, idle: map[uint64]bool{},
 	}
 }
 
@@ -201,11 +202,11 @@ func (w *desired) drop(program uint64, p *wantedProgram, k answerKey, todo *pend
 }
 
 // assign gives an end another program, and notes one that has no user left.
-func (w *desired) assign(old, now uint64, unused map[uint64]bool) {
+func (w *desired) assign(old, now uint64) {
 	if old != 0 {
 		if p := w.programs[old]; p != nil {
 			if p.users--; p.users == 0 {
-				unused[old] = true
+				w.idle[old] = true
 			}
 		}
 	}
@@ -238,37 +239,42 @@ func (w *desired) apply(c *policy.Change, number func(policy.RuleRef) uint32, to
 	for _, a := range c.Answers {
 		w.take(a, number, todo)
 	}
-	unused, idle := map[uint64]bool{}, map[uint64]bool{}
+	idle := map[uint64]bool{}
 	for key, program := range c.Pods {
-		w.assign(w.ends[key], uint64(program), unused)
+		w.assign(w.ends[key], uint64(program))
 		w.ends[key] = uint64(program)
 		todo.ends[key] = true
 	}
 	for _, key := range c.Left {
-		w.assign(w.ends[key], 0, unused)
+		w.assign(w.ends[key], 0)
 		delete(w.ends, key)
 		delete(todo.ends, key)
 	}
 	if uint64(c.Node) != w.node {
-		w.assign(w.node, uint64(c.Node), unused)
+		w.assign(w.node, uint64(c.Node))
 		w.node, todo.node = uint64(c.Node), true
 	}
 	for _, m := range c.Moves {
 		w.move(m, idle, todo)
-	}
-	for id := range unused {
-		if p := w.programs[id]; p.users == 0 {
-			for k := range p.rows {
-				w.drop(id, p, k, todo)
-			}
-			delete(w.programs, id)
-		}
 	}
 	for id := range idle {
 		if w.uses[id] == 0 && identity.ID(id) != identity.Other {
 			w.forget(id, todo)
 		}
 	}
+}
+
+// dropIdle drops the programs that no end is to have, nor has.
+func (w *desired) dropIdle(todo *pending) {
+	for id := range w.idle {
+		if p := w.programs[id]; p != nil && p.users == 0 {
+			for k := range p.rows {
+				w.drop(id, p, k, todo)
+			}
+			delete(w.programs, id)
+		}
+	}
+	clear(w.idle)
 }
 
 // forget drops all answers to an identity that nobody has any more.
