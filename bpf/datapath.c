@@ -23,6 +23,7 @@
 #include "lib/frag.h"
 #include "lib/ct.h"
 #include "lib/deliver.h"
+#include "lib/policy.h"
 #include "lib/encap.h"
 #include "lib/fib.h"
 #include "lib/sctp.h"

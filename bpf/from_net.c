@@ -1,37 +1,42 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tcx ingress of the node's devices: what comes from the network. */
 
-/* A pod of this node is never out there: looked at when a connection begins, and for errors, which have none. */
-static __always_inline enum reason from_net_track(struct __sk_buff *skb, struct packet *p)
+/* Neither a pod of this node nor the node itself is ever out there: looked at when a connection begins, and for errors, which have none. */
+static __noinline int from_net_track(struct __sk_buff *skb, struct packet *p)
 {
 	bool error = p->flags & PACKET_ERROR;
 	struct ct_entry *ct = NULL;
 	struct ct_key key;
 	__u32 dir = 0;
+	int why;
 
 	if (!error)
 		ct = ct_find(p, &key, &dir);
 	if (!ct) {
-		if (endpoint_lookup(&p->src))
+		if (endpoint_lookup(&p->src) || ipcache_owner(&p->src) & REMOTE_HOST)
 			return REASON_SPOOFED_SOURCE;
 		if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_owner(&p->src)))
 			return REASON_ISOLATED;
 		if (error)
 			return 0;
-		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
+		return policy_enter(p, &key, dir);
 	}
+	why = policy_known(p, ct, dir);
+	if (why)
+		return why;
 	ct_update(ct, p, dir);
 	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
 
 static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p, const struct endpoint *ep)
 {
-	enum reason why;
+	int why;
 
 	if (p->ttl <= 1)
 		return to_stack(skb);
-	if (p->flags & PACKET_ERROR && !error_to_sender(skb, p))
-		return drop(skb, REASON_UNRELATED_ICMP);
+	why = p->flags & PACKET_ERROR ? error_to_sender(skb, p) : 0;
+	if (why)
+		return drop(skb, why);
 	if (!frag_resolve(p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
 	if (p->flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF) {
@@ -40,8 +45,9 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 		if (rc)
 			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 	}
-	if (STACK_SHARES && stack_holds(p))
-		return to_stack(skb);
+	why = STACK_SHARES ? stack_holds(p) : 0;
+	if (why)
+		return why < 0 ? drop(skb, -why) : to_stack(skb);
 	why = from_net_track(skb, p);
 	if (why)
 		return drop(skb, why);

@@ -10,24 +10,40 @@ static __noinline int from_pod_answer(struct __sk_buff *skb, const struct packet
 	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
 }
 
+/* Of a connection that another proxy has begun under the node's address: there is no entry of the real ends. */
+static __noinline int from_pod_foreign(struct __sk_buff *skb, struct packet *p, struct packet *seen,
+				       const struct ct_entry *client)
+{
+	struct ct_policy said;
+	int why = policy_first(seen, false, &said);
+
+	if (why)
+		return drop(skb, why);
+	seen->src = client->nat_addr;
+	seen->sport = client->nat_port;
+	return forward(skb, p, seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
+}
+
 /* A packet to a backend. LB_OUTSIDE: that is no part of the cluster, and *p is a packet to it by now. */
-static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, const struct lb_way *way)
+static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, struct lb_way *way)
 {
 	struct packet seen = *p;
-	enum reason why;
+	int why;
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
-	if (addr_equal(&seen.dst, &p->src)) /* hairpin: a pod takes an answer from its own address for its own packet */
+	if (addr_equal(&seen.dst, &p->src)) { /* hairpin: a pod takes an answer from its own address for its own packet */
 		addr_gateway(&seen.src, p->flags & PACKET_V6);
-	if (cfg_imported && way->client->flags & CT_NAT) { /* another proxy has begun it under the node's address */
-		seen.src = way->client->nat_addr;
-		seen.sport = way->client->nat_port;
-		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
+		seen.flags |= PACKET_SELF;
 	}
+	if (cfg_imported && way->client && way->client->flags & CT_NAT)
+		return from_pod_foreign(skb, p, &seen, way->client);
 	why = front_track(&seen, &p->dst, p->dport);
+	if (!why)
+		why = lb_settle(p, way);
 	if (why)
 		return drop(skb, why);
+	seen.flags |= PACKET_COUNTED;
 	if (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
 		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
 	if (p->ttl <= 1)
@@ -62,21 +78,24 @@ static __noinline int from_pod_import(struct __sk_buff *skb, struct packet *p)
 static __always_inline int from_pod_host(struct __sk_buff *skb, const struct packet *p)
 {
 	struct ct_entry *turned = NULL;
+	int why = policy_track(p, &turned);
 
-	return ct_track(p, &turned) ? to_stack(skb) : drop(skb, REASON_CT_INSERT);
+	return why ? drop(skb, why) : to_stack(skb);
 }
 
 /* To a pod elsewhere, or to another node. */
 static __always_inline int from_pod_remote(struct __sk_buff *skb, const struct packet *p, const struct remote *remote)
 {
 	struct ct_entry *turned = NULL;
+	int why;
 
 	if (p->ttl <= 1)
 		return to_stack(skb);
 	if (!(remote->flags & REMOTE_TUNNEL) && !remote->ifindex) /* no such pod on this node: the stack says so */
 		return to_stack(skb);
-	if (!ct_track(p, &turned))
-		return drop(skb, REASON_CT_INSERT);
+	why = policy_track(p, &turned);
+	if (why)
+		return drop(skb, why);
 	if (turned)
 		return from_pod_answer(skb, p, turned);
 	if (packet_exceeds(skb, p, cfg_pod_mtu))
@@ -127,11 +146,13 @@ static __always_inline int from_pod_away(struct __sk_buff *skb, struct packet *p
 static __always_inline int from_pod_local(struct __sk_buff *skb, const struct packet *p, const struct endpoint *to)
 {
 	struct ct_entry *turned = NULL;
+	int why;
 
 	if (p->ttl <= 1)
 		return to_stack(skb);
-	if (!ct_track(p, &turned))
-		return drop(skb, REASON_CT_INSERT);
+	why = policy_track(p, &turned);
+	if (why)
+		return drop(skb, why);
 	if (turned)
 		return from_pod_answer(skb, p, turned);
 	return deliver_pod(skb, p, to, REASON_TO_LOCAL_POD);
@@ -167,14 +188,15 @@ int strait_from_pod(struct __sk_buff *skb)
 	if (p.flags & PACKET_ERROR) {
 		rc = error_from_receiver(skb, &p);
 		if (rc)
-			return rc < 0 ? drop(skb, REASON_UNRELATED_ICMP) : from_pod_error(skb, &p, rc);
+			return rc < 0 ? drop(skb, -rc) : from_pod_error(skb, &p, rc);
 	}
 	if (p.flags & PACKET_OPTIONS && dsr_carries(skb, &p))
 		return drop(skb, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	if (STACK_SHARES && stack_holds(&p))
-		return to_stack(skb);
+	rc = STACK_SHARES ? stack_holds(&p) : 0;
+	if (rc)
+		return rc < 0 ? drop(skb, -rc) : to_stack(skb);
 	ep = endpoint_lookup(&p.dst);
 	rc = ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
 	return rc == LB_TOO_BIG ? reject_size(skb, &p) : rc;

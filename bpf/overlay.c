@@ -35,26 +35,29 @@ static __noinline int from_vx_dsr(struct __sk_buff *skb, struct packet *p)
 	return dsr_receive(skb, p);
 }
 
+static __always_inline int from_vx_error(struct __sk_buff *skb, struct packet *p)
+{
+	if (error_about_answer(skb, p) ? !from_vx_node(skb) : from_vx_sender(skb, p))
+		return REASON_TUNNEL_SPOOFED;
+	return error_to_sender(skb, p);
+}
+
 /* Established connections were checked by their first packet. */
-static __always_inline enum reason from_vx_track(struct __sk_buff *skb, struct packet *p)
+static __noinline int from_vx_track(struct __sk_buff *skb, struct packet *p)
 {
 	struct ct_key key;
 	struct ct_entry *ct;
-	enum reason why;
 	__u32 dir;
+	int why;
 
-	if (p->flags & PACKET_ERROR) {
-		if (error_about_answer(skb, p) ? !from_vx_node(skb) : from_vx_sender(skb, p))
-			return REASON_TUNNEL_SPOOFED;
-		return error_to_sender(skb, p) ? 0 : REASON_UNRELATED_ICMP;
-	}
 	ct = ct_find(p, &key, &dir);
 	if (!ct) {
 		why = from_vx_sender(skb, p);
-		if (why)
-			return why;
-		return ct_enter(&key, p, dir) ? 0 : REASON_CT_INSERT;
+		return why ? why : policy_enter(p, &key, dir);
 	}
+	why = policy_known(p, ct, dir);
+	if (why)
+		return why;
 	ct_update(ct, p, dir);
 	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
@@ -99,9 +102,10 @@ int strait_from_vx(struct __sk_buff *skb)
 		if (rc)
 			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
 	}
-	if (STACK_SHARES && stack_holds(&p))
-		return to_stack(skb);
-	why = from_vx_track(skb, &p);
+	rc = STACK_SHARES ? stack_holds(&p) : 0;
+	if (rc)
+		return rc < 0 ? drop(skb, -rc) : to_stack(skb);
+	why = p.flags & PACKET_ERROR ? from_vx_error(skb, &p) : from_vx_track(skb, &p);
 	if (why)
 		return drop(skb, why);
 	return deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
@@ -112,7 +116,7 @@ int strait_to_vx(struct __sk_buff *skb)
 {
 	struct packet p = {};
 	struct remote *remote;
-	enum reason why;
+	int why;
 
 	if (skb->tc_index == DELIVER_OURS) /* the key is set; the mark stays for the device that the tunnel's packets leave by */
 		return TC_ACT_UNSPEC;
@@ -126,8 +130,11 @@ int strait_to_vx(struct __sk_buff *skb)
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
 	if ((p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p)) < 0)
 		return drop(skb, REASON_REWRITE);
-	if (STACK_SHARES)
-		stack_sends(&p);
+	if (STACK_SHARES) {
+		why = stack_sends(&p);
+		if (why < 0)
+			return drop(skb, -why);
+	}
 	why = encap_set(skb, remote);
 	if (why)
 		return drop(skb, why);

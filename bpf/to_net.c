@@ -1,6 +1,15 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* tcx egress of the node's devices: what the node's own stack sends to the network. What programs of ours send is marked, and passes. */
 
+static __always_inline int to_net_own(struct __sk_buff *skb, struct packet *p)
+{
+	int rc = p->flags & PACKET_ERROR ? error_own(skb, p) : front_own(skb, p);
+
+	if (rc < 0)
+		return drop(skb, REASON_REWRITE);
+	return rc ? finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC) : TC_ACT_UNSPEC;
+}
+
 SEC("tcx/egress")
 int strait_to_net(struct __sk_buff *skb)
 {
@@ -13,12 +22,10 @@ int strait_to_net(struct __sk_buff *skb)
 	}
 	if (packet_parse(skb, &p))
 		return TC_ACT_UNSPEC;
-	if (STACK_SHARES && stack_sends(&p)) {
+	rc = STACK_SHARES ? stack_sends(&p) : 0;
+	if (rc > 0)
 		rc = world_stack(skb, &p);
-		return rc ? drop(skb, rc) : TC_ACT_UNSPEC;
-	}
-	rc = p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p);
-	if (rc < 0)
-		return drop(skb, REASON_REWRITE);
-	return rc ? finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC) : TC_ACT_UNSPEC;
+	else if (!rc)
+		return to_net_own(skb, &p);
+	return rc ? drop(skb, rc < 0 ? -rc : rc) : TC_ACT_UNSPEC;
 }

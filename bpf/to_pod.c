@@ -7,7 +7,7 @@ int strait_to_pod(struct __sk_buff *skb)
 	struct ct_entry *turned = NULL;
 	struct packet p = {};
 	struct endpoint *ep;
-	enum reason why = packet_parse(skb, &p);
+	int why = packet_parse(skb, &p);
 
 	if (why)
 		return drop(skb, why);
@@ -21,14 +21,16 @@ int strait_to_pod(struct __sk_buff *skb)
 	/* The stack forwards as well: from devices that no program of ours guards. */
 	if (cfg_network == NETWORK_ISOLATED && isolated(ipcache_flags(&p.src)))
 		return drop(skb, REASON_ISOLATED);
-	if (p.flags & PACKET_ERROR && !error_to_sender(skb, &p))
-		return drop(skb, REASON_UNRELATED_ICMP);
+	why = p.flags & PACKET_ERROR ? error_to_sender(skb, &p) : 0;
+	if (why)
+		return drop(skb, why);
 	if (!frag_resolve(&p))
 		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+	why = policy_track(&p, &turned);
+	if (why)
+		return drop(skb, why);
 	if (cfg_services != SERVICE_MODE_ON)
 		stack_forwards(&p);
-	if (!ct_track(&p, &turned))
-		return drop(skb, REASON_CT_INSERT);
 	if (turned) {
 		why = front_turn(skb, &p, turned);
 		if (why)

@@ -8,6 +8,13 @@
  */
 #pragma once
 
+/* What policy has said about a connection. */
+struct ct_policy {
+	__u32 revision;
+	__u32 rule_out;
+	__u32 rule_in;
+};
+
 #define CT_SECOND 1000000000ULL /* ns */
 #define CT_IDLE_CLOSED 1	/* s: how long the port of a closed connection is left alone when there are others */
 #define CT_IDLE_BEGUN 120
@@ -82,12 +89,21 @@ static __always_inline void ct_fresh(struct ct_entry *ct, __u32 beginner)
 	ct->flags = beginner ? CT_HI_BEGAN : 0;
 }
 
+/* The rules first: an entry of the present revision is taken at its word. */
+static __always_inline void ct_judged(struct ct_entry *ct, const struct ct_policy *said)
+{
+	ct->rule_out = said->rule_out;
+	ct->rule_in = said->rule_in;
+	*(volatile __u32 *)&ct->policy_rev = said->revision;
+}
+
 /* Enters a connection begun by the given end; NULL if that is impossible. */
-static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginner)
+static __noinline struct ct_entry *ct_begin(const struct ct_key *k, __u32 beginner, const struct ct_policy *said)
 {
 	struct ct_entry fresh = {};
 
 	ct_fresh(&fresh, beginner);
+	ct_judged(&fresh, said);
 	/* Two CPUs may see first packets: whoever is second uses the first one's entry. */
 	bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST);
 	return bpf_map_lookup_elem(&strait_ct, k);
@@ -115,6 +131,7 @@ static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 	ct->packets[0] = ct->packets[1] = 0;
 	ct->bytes[0] = ct->bytes[1] = 0;
 	ct->policy_rev = 0;
+	ct->rule_out = ct->rule_in = 0;
 	ct->backend = ct->backend_gen = 0;
 	ct->flags = keep | (dir ? CT_HI_BEGAN : 0);
 }
@@ -125,12 +142,18 @@ enum ct_news {
 	CT_LATER = 1 << 1, /* the first packet in some fraction of a second */
 };
 
+/* Whether a SYN begins the connection anew. */
+static __always_inline bool ct_over(const struct ct_entry *ct, __u8 proto)
+{
+	return ct_closed(ct->flags) || ct_idle(ct) > ct_idle_limit(ct->flags, proto);
+}
+
 /* Counts a packet. Flags and last_seen are written only when they change: the line is shared by both directions' CPUs. */
 static __always_inline __u32 ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
 {
 	__u32 flags = ct->flags, tick = ct_tick(), set = 0, news = 0;
 
-	if (packet_begins_tcp(p) && (ct_closed(flags) || ct_idle(ct) > ct_idle_limit(flags, p->proto))) {
+	if (packet_begins_tcp(p) && ct_over(ct, p->proto)) {
 		ct_restart(ct, dir);
 		flags = ct->flags;
 	}
@@ -162,11 +185,12 @@ static __always_inline struct ct_entry *ct_find(const struct packet *p, struct c
 }
 
 /* Enters a connection with its first packet counted; 0 if that is impossible. */
-static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, __u32 dir)
+static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, __u32 dir, const struct ct_policy *said)
 {
 	struct ct_entry *ct, fresh = {};
 
 	ct_fresh(&fresh, dir);
+	ct_judged(&fresh, said);
 	if (p->tcp_flags & TCP_FIN)
 		fresh.flags |= dir ? CT_FIN_HI : CT_FIN_LO;
 	if (p->tcp_flags & TCP_RST)
@@ -186,23 +210,4 @@ static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, _
 static __always_inline bool ct_turned(const struct ct_entry *ct, __u32 dir)
 {
 	return (ct->flags & (CT_FRONT | CT_STACK)) == CT_FRONT && dir != !!(ct->flags & CT_HI_BEGAN);
-}
-
-/* Finds or begins the connection and counts the packet. *turned becomes its entry if that says that the packet is not to go as it is.
- * ICMP errors belong to the connection they speak about and have none. */
-static __always_inline bool ct_track(const struct packet *p, struct ct_entry **turned)
-{
-	struct ct_key key;
-	struct ct_entry *ct;
-	__u32 dir;
-
-	if (p->flags & PACKET_ERROR)
-		return true;
-	ct = ct_find(p, &key, &dir);
-	if (!ct)
-		return ct_enter(&key, p, dir);
-	ct_update(ct, p, dir);
-	if (ct_turned(ct, dir))
-		*turned = ct;
-	return true;
 }

@@ -170,16 +170,16 @@ static __noinline int dsr_strip(struct __sk_buff *skb, struct packet *p)
 static __noinline int dsr_receive(struct __sk_buff *skb, struct packet *p)
 {
 	struct sockaddr_key front;
-	enum reason why;
+	int why;
 
 	if (!dsr_read(skb, p, &front))
 		return 0;
-	if (endpoint_lookup(&p->src))
+	if (endpoint_lookup(&p->src) || ipcache_owner(&p->src) & REMOTE_HOST)
 		return -REASON_SPOOFED_SOURCE;
 	if (!lb_find(&front, false))
 		return -REASON_DSR_OPTION;
 	if (dsr_strip(skb, p))
 		return -REASON_REWRITE;
 	why = front_track(p, &front.addr, front.port);
-	return why ? -(int)why : 1;
+	return why ? -why : 1;
 }

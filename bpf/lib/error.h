@@ -52,6 +52,22 @@ __noinline int error_rewrite(struct __sk_buff *skb, struct packet *p, const stru
 	return 0;
 }
 
+/* What policy says about an error that was turned so; in becomes the packet between the real ends. */
+static __always_inline int error_policy(struct packet *in, const struct error_turn *t, int why)
+{
+	if (why == REASON_TO_BACKEND || why == REASON_TO_LOCAL_POD) {
+		in->src = t->in_src;
+		in->sport = t->in_sport;
+	}
+	if (why == REASON_TO_BACKEND) {
+		in->dst = t->in_dst;
+		in->dport = t->in_dport;
+	}
+	if (packet_is_icmp(in->proto))
+		in->dport = in->sport;
+	return policy_error(in);
+}
+
 /* About an answer, as its client has seen it: goes to the backend. */
 static __always_inline int error_answer(const struct packet *in, const struct ct_entry *ct, struct error_turn *t)
 {
@@ -105,34 +121,40 @@ __noinline int error_service(const struct packet *p, const struct packet *in, st
 }
 
 /* From a pod, about a packet it was sent; else any pod could break the connections of others. REASON_TO_CLIENT, REASON_TO_BACKEND: *p is
- * translated by now; 0: it goes on as it is; -1: not related, or unusable. */
+ * translated by now; 0: it goes on as it is; minus the reason why it does not. */
 __noinline int error_from_receiver(struct __sk_buff *skb, struct packet *p)
+{
+	struct error_turn t;
+	struct packet in = {};
+	int why, denied;
+
+	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.dst, &p->src))
+		return -REASON_UNRELATED_ICMP;
+	error_unturned(&t, p, &in);
+	why = error_service(p, &in, &t);
+	if (why && error_rewrite(skb, p, &in, &t))
+		return -REASON_UNRELATED_ICMP;
+	denied = error_policy(&in, &t, why);
+	return denied ? -denied : why;
+}
+
+/* To a pod, about a packet it sent, translated as the pod knows it. 0, or why it does not go on. What this node says itself may be about a
+ * packet that has begun no connection, because it came no further than here. */
+__noinline int error_to_sender(struct __sk_buff *skb, struct packet *p)
 {
 	struct error_turn t;
 	struct packet in = {};
 	int why;
 
-	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.dst, &p->src))
-		return -1;
-	error_unturned(&t, p, &in);
-	why = error_service(p, &in, &t);
-	if (!why)
-		return 0;
-	return error_rewrite(skb, p, &in, &t) ? -1 : why;
-}
-
-/* To a pod, about a packet it sent, translated as the pod knows it. 0: it is not related, or unusable. */
-__noinline int error_to_sender(struct __sk_buff *skb, struct packet *p)
-{
-	struct error_turn t;
-	struct packet in = {};
-
 	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst))
-		return 0;
+		return REASON_UNRELATED_ICMP;
+	why = policy_error(&in);
+	if (why && (why != REASON_UNRELATED_ICMP || !(ipcache_owner(&p->src) & REMOTE_HOST)))
+		return why;
 	error_unturned(&t, p, &in);
 	if (error_service(p, &in, &t) != REASON_TO_CLIENT)
-		return 1;
-	return !error_rewrite(skb, p, &in, &t);
+		return 0;
+	return error_rewrite(skb, p, &in, &t) ? REASON_UNRELATED_ICMP : 0;
 }
 
 /* By the node's own stack, about a packet it got as a backend. 1: translated, 0: not one of those, -1: unusable. */
@@ -241,12 +263,12 @@ __noinline int error_pod_name(const struct packet *p, const struct packet *in, s
 }
 
 /* An error to an address of the node or of a service, about a packet that was translated here. Who it is for, *p being translated by
- * now; 0: the node itself; -1: no hop is left, or unusable. */
+ * now; 0: the node itself; minus the reason why it does not go on. */
 __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
 {
 	struct error_turn t;
 	struct packet in = {};
-	int why;
+	int why, denied;
 
 	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst))
 		return 0;
@@ -260,5 +282,8 @@ __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
 		return 0;
 	if (p->ttl <= 1)
 		return -REASON_TTL_EXCEEDED;
-	return error_rewrite(skb, p, &in, &t) ? -REASON_REWRITE : why;
+	if (error_rewrite(skb, p, &in, &t))
+		return -REASON_REWRITE;
+	denied = error_policy(&in, &t, why);
+	return denied ? -denied : why;
 }

@@ -68,8 +68,8 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 }
 
 /* A packet to a backend elsewhere gets this node's address: that of the device it came by, else the one it was sent to. */
-static __always_inline enum reason forward_masquerade(struct __sk_buff *skb, const struct packet *p, struct packet *seen,
-						      const struct lb_way *way)
+static __noinline int forward_masquerade(struct __sk_buff *skb, const struct packet *p, struct packet *seen,
+					 const struct lb_way *way)
 {
 	__u32 ifindex = skb->ifindex;
 	struct rewrite to = {};
@@ -94,18 +94,25 @@ static __always_inline bool forward_here(const struct addr *backend)
 }
 
 /* A packet of a client to its backend: to one here as it is, elsewhere with this node's address unless the service is answered directly. */
-static __noinline int forward_backend(struct __sk_buff *skb, const struct packet *p, const struct lb_way *way)
+static __noinline int forward_backend(struct __sk_buff *skb, const struct packet *p, struct lb_way *way)
 {
+	__u32 flags = way->client ? way->client->flags : way->news;
 	struct packet seen = *p;
-	enum reason why = 0;
+	bool here;
+	int why = 0;
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
-	if (way->client->flags & CT_DSR && dsr_may(p))
-		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;
-	else if (!(way->client->flags & (CT_NAT | CT_DSR)) && forward_here(&seen.dst))
+	here = !(flags & (CT_NAT | CT_DSR)) && forward_here(&seen.dst);
+	if (here)
 		why = front_track(&seen, &p->dst, p->dport);
-	else
+	if (!why)
+		why = lb_settle(p, way);
+	if (why)
+		return drop(skb, why);
+	if (flags & CT_DSR && dsr_may(p))
+		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;
+	else if (!here)
 		why = forward_masquerade(skb, p, &seen, way);
 	return why ? drop(skb, why) : forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);
 }
@@ -118,7 +125,8 @@ static __always_inline int forward_service(struct __sk_buff *skb, struct packet 
 
 	if (rc > 0)
 		return reject(skb, p, rc);
-	if (!rc && endpoint_lookup(&p->src)) /* a pod of this node is never out there */
+	/* Neither a pod of this node nor the node itself is ever out there. */
+	if (!rc && (endpoint_lookup(&p->src) || (!way.client && ipcache_owner(&p->src) & REMOTE_HOST)))
 		return drop(skb, REASON_SPOOFED_SOURCE);
 	if (!rc)
 		frag_resolve(p);
@@ -140,15 +148,32 @@ static __noinline int forward_account(const struct packet *seen, __be16 port)
 	return 1;
 }
 
+/* Whether a pod here may have a connection that another proxy has begun: there is no entry of the real ends. 0, or why not. */
+static __noinline int forward_foreign(const struct packet *p, const struct nat_entry *e)
+{
+	struct packet real = *p;
+	struct ct_policy said;
+
+	real.dst = e->client;
+	real.dport = e->client_port;
+	return policy_first(&real, true, &said);
+}
+
 /* The answer of a backend elsewhere, or of one here whose connection is of the time of another proxy. */
 static __noinline int forward_answer(struct __sk_buff *skb, struct packet *p, const struct nat_entry *e)
 {
 	struct packet seen = *p;
+	int why;
 
 	seen.src = e->front_addr;
 	seen.sport = e->front_port;
 	seen.dst = e->client;
 	seen.dport = e->client_port;
+	if (cfg_imported) {
+		why = forward_foreign(p, e);
+		if (why)
+			return drop(skb, why);
+	}
 	if (!forward_account(&seen, p->dport))
 		return to_stack(skb);
 	frag_resolve(p);
@@ -186,9 +211,10 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 		return forward_answer(skb, p, e);
 	if (e)
 		return world_return(skb, p, e);
-	if (cfg_services == SERVICE_MODE_OFF || (STACK_SHARES && stack_holds(p)))
-		return to_stack(skb);
-	if (forward_carrier(p))
+	rc = STACK_SHARES ? stack_holds(p) : 0;
+	if (rc < 0)
+		return drop(skb, -rc);
+	if (cfg_services == SERVICE_MODE_OFF || rc || forward_carrier(p))
 		return to_stack(skb);
 	rc = forward_service(skb, p);
 	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;

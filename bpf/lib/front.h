@@ -23,7 +23,8 @@ static __always_inline bool front_same(const struct ct_entry *ct, const struct p
 }
 
 /* Another connection's entry, or none, becomes this one's. NULL if there is no room. */
-static __noinline struct ct_entry *front_enter(const struct ct_key *k, __u32 dir, const struct addr *front, __be16 port)
+static __noinline struct ct_entry *front_enter(const struct ct_key *k, __u32 dir, const struct addr *front, __be16 port,
+					       const struct ct_policy *said)
 {
 	struct ct_entry *ct = ct_blank(k);
 
@@ -34,24 +35,30 @@ static __noinline struct ct_entry *front_enter(const struct ct_key *k, __u32 dir
 	ct->front_port = port;
 	ct->tick = ct_tick();
 	ct->flags = CT_FRONT | (dir ? CT_HI_BEGAN : 0);
+	ct_judged(ct, said);
 	return ct;
 }
 
-/* Sees to the entry of a packet as its backend is to see it, and counts it. 0, or why there can be none: the client uses its port
+/* Sees to the entry of a packet as its backend is to see it, and counts it. 0, or why there can be none: policy, or the client uses its port
  * towards the same backend by another way. */
-static __noinline enum reason front_track(const struct packet *seen, const struct addr *front, __be16 port)
+static __noinline int front_track(const struct packet *seen, const struct addr *front, __be16 port)
 {
+	struct ct_policy said;
 	struct ct_key key;
 	__u32 dir;
 	struct ct_entry *ct = ct_find(seen, &key, &dir);
+	bool same = ct && front_same(ct, seen, dir, front, port);
+	int why;
 
-	if (!ct || !front_same(ct, seen, dir, front, port)) {
-		if (ct && front_other(ct, front, port, seen->proto))
-			return REASON_NO_SERVICE_PORT;
-		ct = front_enter(&key, dir, front, port);
-		if (!ct)
-			return REASON_CT_INSERT;
-	}
+	if (ct && !same && front_other(ct, front, port, seen->proto))
+		return REASON_NO_SERVICE_PORT;
+	why = same ? policy_known(seen, ct, dir) : policy_first(seen, false, &said);
+	if (why)
+		return why;
+	if (!same)
+		ct = front_enter(&key, dir, front, port, &said);
+	if (!ct)
+		return REASON_CT_INSERT;
 	ct_update(ct, seen, dir);
 	return 0;
 }

@@ -16,9 +16,9 @@
 
 /* Where a packet goes. */
 struct lb_way {
-	struct ct_entry *client; /* the client's entry */
+	struct ct_entry *client; /* the client's entry; NULL: the connection is new, lb_settle makes it one */
 	struct lb_choice choice;
-	__u32 news; /* enum ct_news of the client's entry */
+	__u32 news; /* enum ct_news of the client's entry; of a new connection: the flags it gets */
 };
 
 static __always_inline bool lb_has_port(const struct packet *p)
@@ -132,11 +132,15 @@ static __noinline int lb_established(const struct packet *p, struct lb_way *way)
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
+	int why;
 
 	ct = ct_find(p, &key, &dir);
 	if (!ct)
 		return LB_NO_SERVICE;
 	if (ct_turned(ct, dir)) {
+		why = policy_known(p, ct, dir);
+		if (why)
+			return why;
 		ct_update(ct, p, dir);
 		way->client = ct;
 		return LB_ANSWER;
@@ -189,12 +193,15 @@ static __noinline int lb_begin(const struct packet *p, struct lb_way *way)
 	return 0;
 }
 
-/* Enters a connection that lb_begin has chosen a backend for. */
+/* Enters a connection that lb_begin has chosen a backend for. 0, or why it cannot. */
 static __noinline int lb_settle(const struct packet *p, struct lb_way *way)
 {
 	struct ct_key key;
-	__u32 dir = ct_key_from(&key, p);
+	__u32 dir;
 
+	if (way->client)
+		return 0;
+	dir = ct_key_from(&key, p);
 	way->client = lb_enter(&key, dir, &way->choice, way->news);
 	if (!way->client)
 		return REASON_CT_INSERT;
@@ -224,6 +231,5 @@ static __always_inline int lb_connection(const struct packet *p, struct lb_way *
 		return rc == LB_FOREIGN ? LB_NO_SERVICE : rc;
 	if (cfg_services != SERVICE_MODE_ON)
 		return LB_NO_SERVICE;
-	rc = lb_begin(p, way);
-	return rc ? rc : lb_settle(p, way);
+	return lb_begin(p, way);
 }

@@ -193,15 +193,20 @@ static __noinline struct nat_entry *nat_reverse(const struct packet *p)
 /* Tracks a pod's packet to the outside; *to becomes what it is to look like. 0, or why it cannot go. to->addr is the node's. */
 __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
 {
+	struct ct_policy said;
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir, news;
+	int why;
 
 	if (!p || !to)
 		return REASON_CT_INSERT;
 	ct = ct_find(p, &key, &dir);
+	why = ct ? policy_known(p, ct, dir) : policy_first(p, false, &said);
+	if (why)
+		return why;
 	if (!ct)
-		ct = ct_begin(&key, dir);
+		ct = ct_begin(&key, dir, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
 	news = ct_update(ct, p, dir);

@@ -30,7 +30,9 @@ enum packet_flags {
 	PACKET_DF = 1 << 6,	 /* may not be fragmented on the way */
 	PACKET_OPTIONS = 1 << 7, /* IPv4 options or an IPv6 destination options header */
 	PACKET_HOPOPTS = 1 << 8,
-	PACKET_DSR = 1 << 9, /* of a packet to be: it carries its frontend */
+	PACKET_DSR = 1 << 9,	  /* of a packet to be: it carries its frontend */
+	PACKET_SELF = 1 << 10,	  /* of a packet to be: to the pod it comes from, whatever its source says */
+	PACKET_COUNTED = 1 << 11, /* rules of policies have counted it */
 };
 
 struct packet {
@@ -41,7 +43,8 @@ struct packet {
 	__be32 frag_id;
 	__u32 flags;  /* enum packet_flags */
 	__u32 l4_off; /* from the start of the frame */
-	__u32 l4_len; /* length of the L4 header */
+	__u16 l4_len; /* length of the L4 header */
+	__u16 icmp;   /* type << 8 | code */
 	__u32 end;    /* offset of the first byte behind the L3 packet */
 	__u8 proto;
 	__u8 ttl;
@@ -90,6 +93,12 @@ static __always_inline bool packet_has_l4(__u8 proto)
 static __always_inline bool packet_begins_tcp(const struct packet *p)
 {
 	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* An ICMP message that answers to nothing sent before: not an echo reply. Of a later fragment nobody knows. */
+static __always_inline bool packet_begins_icmp(const struct packet *p)
+{
+	return packet_is_icmp(p->proto) && !(p->flags & (PACKET_ECHO_REPLY | PACKET_LATER));
 }
 
 static __always_inline bool packet_l3_v4(struct __sk_buff *skb, __u32 off, struct packet *p)
@@ -189,6 +198,7 @@ static __always_inline bool packet_icmp(const __u8 *h, struct packet *p)
 	bool v6 = p->flags & PACKET_V6;
 	__u8 type = h[0];
 
+	p->icmp = (__u16)h[0] << 8 | h[1];
 	if (p->proto != (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return true; /* the other family's ICMP means nothing here */
 	if (v6 ? type == 128 || type == 129 : type == 8 || type == 0) {

@@ -7,23 +7,28 @@
 /* False where Strait has always served: nothing of this is in the programs then. */
 #define STACK_SHARES (cfg_services != SERVICE_MODE_ON || cfg_imported)
 
-/* Whether the packet is one of a connection of the stack's. A connection that begins anew is ours, if we serve. */
+/* Whether the packet is one of a connection of the stack's: 1, or minus the reason why it may not pass. A connection that begins anew is
+ * ours, if we serve. */
 static __noinline int stack_holds(const struct packet *p)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
+	int why;
 
 	if (p->flags & PACKET_ERROR)
 		return 0;
 	ct = ct_find(p, &key, &dir);
 	if (!ct || !(ct->flags & CT_STACK) || (cfg_services == SERVICE_MODE_ON && packet_begins_tcp(p)))
 		return 0;
+	why = policy_known(p, ct, dir);
+	if (why)
+		return -why;
 	ct_update(ct, p, dir);
 	return 1;
 }
 
-/* Enters a connection of the stack's, or makes an older entry its own. NULL if there is no room. */
+/* Enters a connection to a service, or makes an older entry its own. NULL if there is no room. */
 static __noinline struct ct_entry *stack_enter(const struct ct_key *key, __u32 dir)
 {
 	struct ct_entry *ct = ct_blank(key);
@@ -32,7 +37,7 @@ static __noinline struct ct_entry *stack_enter(const struct ct_key *key, __u32 d
 		return NULL;
 	ct_restart(ct, dir);
 	ct->tick = ct_tick();
-	ct->flags = CT_STACK | (dir ? CT_HI_BEGAN : 0);
+	ct->flags = CT_STACK | CT_VIRTUAL | (dir ? CT_HI_BEGAN : 0);
 	return ct;
 }
 
@@ -57,28 +62,37 @@ static __noinline int stack_serves(const struct packet *p)
 	return 1;
 }
 
-/* Marks the connection of a packet that the stack forwards from or to a pod, without counting it. Answers to the node itself come to the stack anyway. */
-static __noinline void stack_forwards(const struct packet *p)
+/* Marks the known connection of a packet that the stack forwards from or to a pod; 1: it is the stack's. Answers to the node itself come
+ * to the stack anyway. */
+static __noinline int stack_forwards(const struct packet *p)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
 
 	if (p->flags & PACKET_ERROR || ipcache_flags(&p->src) & REMOTE_HOST)
-		return;
+		return 0;
 	ct = ct_find(p, &key, &dir);
 	if (!ct)
-		stack_enter(&key, dir);
-	else if (dir == !!(ct->flags & CT_HI_BEGAN) && !(ct->flags & (CT_STACK | CT_FRONT | CT_SERVICE)))
+		return 0;
+	if (dir == !!(ct->flags & CT_HI_BEGAN) && !(ct->flags & (CT_STACK | CT_FRONT | CT_SERVICE)))
 		__sync_fetch_and_or((__u32 *)&ct->flags, CT_STACK);
+	return ct->flags & CT_STACK ? 1 : 0;
 }
 
-/* The same for what the stack sends away from this node, counted. 1: it is a pod's, and the connection the stack's. */
-static __noinline int stack_sends(const struct packet *p)
+/* The same for what the stack sends away from this node. 1: it is a pod's, and the connection the stack's; or minus the reason why it may not
+ * pass. */
+static __noinline int stack_sends(struct packet *p)
 {
+	int why;
+
 	if (p->flags & (PACKET_ERROR | PACKET_NDP | PACKET_LATER) || !endpoint_lookup(&p->src))
 		return 0;
-	if (cfg_services != SERVICE_MODE_ON)
-		stack_forwards(p);
-	return stack_holds(p);
+	if (cfg_services == SERVICE_MODE_ON)
+		return stack_holds(p);
+	why = policy_follow(p);
+	if (why)
+		return -why;
+	p->flags |= PACKET_COUNTED;
+	return stack_forwards(p);
 }

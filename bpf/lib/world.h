@@ -22,8 +22,7 @@ static __always_inline int world_masquerade(struct __sk_buff *skb, const struct 
 /* From a pod to an address outside the cluster. */
 static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p, __u32 remote_flags)
 {
-	struct ct_entry *turned = NULL;
-	struct device *dev;
+	struct device *dev = NULL;
 	struct addr hop = {};
 	__u32 ifindex = 0;
 	int why;
@@ -32,10 +31,14 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 		return drop(skb, REASON_GATEWAY);
 	if (isolated(remote_flags))
 		return drop(skb, REASON_ISOLATED);
-	if (!fib_lookup(skb, p, &hop, &ifindex))
-		return to_stack(skb);
-	dev = bpf_map_lookup_elem(&strait_device, &ifindex);
-	if (!dev)
+	if (fib_lookup(skb, p, &hop, &ifindex))
+		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
+	if (cfg_network == NETWORK_FLAT || !dev) {
+		why = policy_follow(p);
+		if (why)
+			return drop(skb, why);
+	}
+	if (!dev) /* an address of the node that nobody told us, or a device that is not ours */
 		return to_stack(skb);
 	if (packet_exceeds(skb, p, dev->mtu)) {
 		/* The stack may tell the pod; but it would fragment without masquerading. */
@@ -43,11 +46,8 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 			return to_stack(skb);
 		return drop(skb, REASON_TOO_BIG);
 	}
-	if (cfg_network == NETWORK_FLAT) {
-		if (!ct_track(p, &turned))
-			return drop(skb, REASON_CT_INSERT);
+	if (cfg_network == NETWORK_FLAT)
 		return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD);
-	}
 	why = world_masquerade(skb, p, dev);
 	if (why)
 		return drop(skb, why);
@@ -67,27 +67,34 @@ static __noinline int world_stack(struct __sk_buff *skb, struct packet *p)
 	return dev ? world_masquerade(skb, p, dev) : 0;
 }
 
-/* The pod's own view of a reply: its connection is found, or remembered again from the mapping. NULL: the pod's connection has another
- * port by now. */
-static __always_inline struct ct_entry *world_track(const struct packet *p, const struct packet *seen)
+/* The pod's own view of a reply: its connection is found, or remembered again from the mapping. 0, or why it may not pass; *found is
+ * NULL: the pod's connection has another port by now. */
+static __noinline int world_track(const struct packet *p, const struct packet *seen, struct ct_entry **found)
 {
+	struct ct_policy said;
 	struct ct_key key;
 	struct ct_entry *ct;
 	__u32 dir;
+	int why;
 
+	*found = NULL;
 	ct = ct_find(seen, &key, &dir);
+	if (ct && (!(ct->flags & CT_NAT) || ct->nat_port != p->dport))
+		return 0;
+	why = ct ? policy_known(seen, ct, dir) : policy_first(seen, true, &said);
+	if (why)
+		return why;
 	if (!ct) {
-		ct = ct_begin(&key, !dir);
+		ct = ct_begin(&key, !dir, &said);
 		if (!ct)
-			return NULL;
+			return 0;
 		ct->nat_addr = p->dst;
 		ct->nat_port = p->dport;
 		__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
 	}
-	if (!(ct->flags & CT_NAT) || ct->nat_port != p->dport)
-		return NULL;
 	ct_update(ct, seen, dir);
-	return ct;
+	*found = ct;
+	return 0;
 }
 
 /* A reply to a masqueraded connection; whatever else comes to an address of the node is the node's own. */
@@ -96,6 +103,7 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 	struct packet seen = *p;
 	struct ct_entry *ct;
 	struct endpoint *ep;
+	int why;
 
 	seen.dst = e->client;
 	seen.dport = e->client_port;
@@ -104,7 +112,9 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 	ep = endpoint_lookup(&seen.dst);
 	if (!ep)
 		return to_stack(skb);
-	ct = world_track(p, &seen);
+	why = world_track(p, &seen, &ct);
+	if (why)
+		return drop(skb, why);
 	if (!ct)
 		return to_stack(skb);
 	if (!frag_resolve(p) || p->ttl <= 1)

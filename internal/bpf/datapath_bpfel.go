@@ -113,6 +113,7 @@ const (
 	DatapathCtFlagsCT_FRONT    DatapathCtFlags = 128
 	DatapathCtFlagsCT_DSR      DatapathCtFlags = 256
 	DatapathCtFlagsCT_STACK    DatapathCtFlags = 512
+	DatapathCtFlagsCT_VIRTUAL  DatapathCtFlags = 1024
 )
 
 type DatapathCtKey struct {
