@@ -178,3 +178,12 @@ func (t *Tables) Programs() []policy.ID {
 	}
 	return out
 }
+
+// Netip returns the prefix of IPv4 or IPv6.
+func (p Prefix) Netip() netip.Prefix {
+	a := netip.AddrFrom16(p.Address)
+	if a.Is4In6() && p.Bits >= 96 {
+		return netip.PrefixFrom(a.Unmap(), p.Bits-96)
+	}
+	return netip.PrefixFrom(a, p.Bits)
+}

@@ -42,6 +42,12 @@ func Connections(r *rand.Rand, c *eval.Cluster, n int) []eval.Connection {
 		case 2, 3:
 			conn.Protocol = protocols[r.IntN(len(protocols))]
 		}
+		switch {
+		case own.Is4() && conn.Protocol == policy.ICMPv6:
+			conn.Protocol = policy.ICMP
+		case own.Is6() && conn.Protocol == policy.ICMP:
+			conn.Protocol = policy.ICMPv6
+		}
 		out = append(out, conn)
 	}
 	return out
