@@ -95,6 +95,9 @@ func parse(args []string) (rig.Config, error) {
 	systems := f.String("systems", "", "systems in rows 3, 4, 7 and 8, of strait,kp-iptables,kp-nftables (default all)")
 	f.IntVar(&c.Changes, "changes", 120, "changes of endpoints in row 7, per system and number of services")
 	f.DurationVar(&c.ChangeTime, "change-time", 3*time.Minute, "how long these may take; kube-proxy makes one a second at best")
+	pods := f.String("pods", "0,10000,100000", "numbers of other nodes' pods in rows 9 and 10; row 10 is measured at 10000")
+	policies := f.String("policies", "0,1000,10000", "numbers of policies in rows 9 and 10")
+	f.IntVar(&c.TurnCount, "turns", 50, "changes of each kind and direction in row 10")
 	f.BoolVar(&c.PortsEverywhere, "ports-everywhere", false, "row 4 at every number of services, not only at the first")
 	f.BoolVar(&c.PeersOnly, "peers-only", false, "leave Strait out")
 	f.StringVar(&c.Out, "out", "", "directory of the results (default bench/results)")
@@ -134,6 +137,12 @@ func parse(args []string) (rig.Config, error) {
 	if c.Levels, err = parseLevels(*levels); err != nil {
 		return c, err
 	}
+	if c.Pods, err = parseNumbers("pods", *pods, 100_000); err != nil {
+		return c, err
+	}
+	if c.Policies, err = parseNumbers("policies", *policies, 100_000); err != nil {
+		return c, err
+	}
 	if *systems != "" {
 		c.Systems = strings.Split(*systems, ",")
 	}
@@ -166,6 +175,9 @@ func shorten(c *rig.Config, given map[string]bool) {
 	if !given["calls"] {
 		c.Calls = 15
 	}
+	if !given["turns"] {
+		c.TurnCount = 15
+	}
 	if !given["change-time"] {
 		c.ChangeTime = 20 * time.Second
 	}
@@ -178,6 +190,18 @@ func parseLevels(text string) ([]int, error) {
 		n, err := strconv.Atoi(part)
 		if err != nil || !slices.Contains(result.Levels(), n) || len(out) > 0 && n <= out[len(out)-1] {
 			return nil, fmt.Errorf("--services %s: %q: want some of %v, rising", text, part, result.Levels())
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+func parseNumbers(flag, text string, most int) ([]int, error) {
+	var out []int
+	for part := range strings.SplitSeq(text, ",") {
+		n, err := strconv.Atoi(part)
+		if err != nil || n < 0 || n > most || len(out) > 0 && n <= out[len(out)-1] {
+			return nil, fmt.Errorf("--%s %s: %q: want numbers from 0 to %d, rising", flag, text, part, most)
 		}
 		out = append(out, n)
 	}

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/strait-net/strait/bench/internal/wire"
@@ -49,7 +50,11 @@ type Config struct {
 type Server struct {
 	Config
 	client *http.Client
+	ended  sync.WaitGroup
 }
+
+// Wait waits until etcd and the API server have ended after their context.
+func (s *Server) Wait() { s.ended.Wait() }
 
 // Start starts both and waits until the server is ready.
 func Start(ctx context.Context, c Config) (*Server, error) {
@@ -105,7 +110,7 @@ func (s *Server) run(ctx context.Context, name string, args ...string) error {
 	if err := s.Start(cmd); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
-	go func() { _ = cmd.Wait() }()
+	s.ended.Go(func() { _ = cmd.Wait() })
 	return nil
 }
 
@@ -164,11 +169,20 @@ func (s *Server) Delete(ctx context.Context, path string) error {
 	return s.do(ctx, http.MethodDelete, path, nil)
 }
 
+// Merge applies a JSON merge patch to the object at a path.
+func (s *Server) Merge(ctx context.Context, path string, patch Object) error {
+	return s.send(ctx, http.MethodPatch, fmt.Sprintf("https://127.0.0.1:%d%s", port, path), "application/merge-patch+json", patch)
+}
+
 func (s *Server) do(ctx context.Context, method, path string, o Object) error {
 	return s.request(ctx, method, fmt.Sprintf("https://127.0.0.1:%d%s", port, path), o)
 }
 
 func (s *Server) request(ctx context.Context, method, url string, o Object) error {
+	return s.send(ctx, method, url, "application/json", o)
+}
+
+func (s *Server) send(ctx context.Context, method, url, kind string, o Object) error {
 	var body io.Reader
 	if o != nil {
 		text, err := json.Marshal(o)
@@ -182,7 +196,7 @@ func (s *Server) request(ctx context.Context, method, url string, o Object) erro
 		return err
 	}
 	request.Header.Set("Authorization", "Bearer "+token)
-	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Content-Type", kind)
 	answer, err := s.client.Do(request)
 	if err != nil {
 		return err

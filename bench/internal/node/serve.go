@@ -2,9 +2,11 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"net/rpc"
 	"os"
@@ -135,12 +137,13 @@ type File struct {
 // CNI is a batch of calls of one verb, made through libcni exactly as a runtime makes them: the plugin binary is executed for
 // each pod.
 type CNI struct {
-	ConfList string
-	BinDir   string
-	Pods     []string
-	Parallel int
-	Delete   bool
-	Ping     bool // after each ADD, time until the node's first ping of the pod is answered
+	ConfList  string
+	BinDir    string
+	Namespace string // of the pods, as Kubernetes calls it
+	Pods      []string
+	Parallel  int
+	Delete    bool
+	Ping      bool // after each ADD, time until the node's first ping of the pod is answered
 }
 
 // CNIReply has one entry per pod, in the order of the request.
@@ -186,8 +189,8 @@ func (c CNI) one(cni *libcni.CNIConfig, list *libcni.NetworkConfigList, i int, r
 	defer cancel()
 	pod := c.Pods[i]
 	rt := &libcni.RuntimeConf{ContainerID: pod, NetNS: filepath.Join(netnsDir, pod), IfName: "eth0", Args: [][2]string{
-		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "bench"}, {"K8S_POD_NAME", pod}, {"K8S_POD_INFRA_CONTAINER_ID", pod},
-		{"K8S_POD_UID", "00000000-0000-0000-0000-" + fmt.Sprintf("%012d", i)},
+		{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", cmp.Or(c.Namespace, "bench")}, {"K8S_POD_NAME", pod}, {"K8S_POD_INFRA_CONTAINER_ID", pod},
+		{"K8S_POD_UID", PodUID(pod)},
 	}}
 	begin := time.Now()
 	if c.Delete {
@@ -217,6 +220,13 @@ func (c CNI) one(cni *libcni.CNIConfig, list *libcni.NetworkConfigList, i int, r
 	}
 	reply.Reached[i] = time.Since(begin)
 	return nil
+}
+
+// PodUID is the UID that a pod has by its name, for the plugin as at the API server.
+func PodUID(name string) string {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(name)) // never fails
+	return fmt.Sprintf("00000000-0000-4000-8000-%012x", h.Sum64()&(1<<48-1))
 }
 
 // Status asks a plugin for its status.

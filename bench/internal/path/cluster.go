@@ -1,6 +1,7 @@
 package path
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,39 +57,53 @@ type Cluster struct {
 	config   []byte // kubeconfig
 	outside  *wire.Namespace
 	client   bill.Group // of the client outside
-	members  int
+	members  int        // of all clusters of the site
+	stop     context.CancelFunc
 	services int // addresses of services handed out, besides the filling
 	ports    int // node ports handed out
 	filled   int
+	// The crowd: see there. version is that of its pods' labels.
+	crowd, crowdPolicies, version int
 }
 
-// Cluster starts the API server.
-func (s *Site) Cluster() (*Cluster, error) {
+// Cluster starts the API server. One runs at a time.
+func (s *Site) Cluster(name string) (*Cluster, error) {
 	bin, err := s.box.Kubernetes(s.ctx)
 	if err != nil {
 		return nil, err
 	}
-	control, err := s.place("control", serverIPv4, serverIPv6)
-	if err != nil {
-		return nil, err
+	if s.control == nil {
+		if s.control, err = s.place("control", serverIPv4, serverIPv6); err != nil {
+			return nil, err
+		}
+		if s.outside, err = s.place("outside", outsideIPv4, outsideIPv6); err != nil {
+			return nil, err
+		}
+		if s.client, err = s.root.Child("outside"); err != nil {
+			return nil, err
+		}
 	}
-	c := &Cluster{site: s}
-	if c.outside, err = s.place("outside", outsideIPv4, outsideIPv6); err != nil {
-		return nil, err
-	}
-	if c.client, err = s.root.Child("outside"); err != nil {
-		return nil, err
-	}
-	c.server, err = kube.Start(s.ctx, kube.Config{Bin: bin, Dir: filepath.Join(s.logs, "kubernetes"), Space: control, Address: serverIPv4,
+	c := &Cluster{site: s, outside: s.outside, client: s.client, members: s.members}
+	ctx, stop := context.WithCancel(s.ctx)
+	c.stop = stop
+	c.server, err = kube.Start(ctx, kube.Config{Bin: bin, Dir: filepath.Join(s.logs, "kubernetes-"+name), Space: s.control, Address: serverIPv4,
 		Start: func(cmd *exec.Cmd) error {
 			cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
-			return s.spawner.Start(control, cmd)
+			return s.spawner.Start(s.control, cmd)
 		}})
 	if err != nil {
+		stop()
 		return nil, err
 	}
 	c.config, err = c.server.Kubeconfig()
 	return c, err
+}
+
+// Close ends the API server; nodes and what they have in their kernels stay.
+func (c *Cluster) Close() {
+	c.stop()
+	c.site.members = c.members
+	c.server.Wait()
 }
 
 // place makes a namespace on the cluster's link.
@@ -157,6 +172,7 @@ type Member struct {
 	cidrs    []netip.Prefix
 	pid      int
 	confList string
+	labels   map[string]map[string]string // of the node's pods
 	held     []io.Closer
 }
 
@@ -190,6 +206,9 @@ func (c *Cluster) Join(name string, system System) (*Member, error) {
 		return nil, err
 	}
 	if err := n.Answer(node.Answer{Ports: []int{checkPort}}); err != nil {
+		return nil, err
+	}
+	if err := c.server.StoreNamespaces(c.site.ctx, []kube.Namespace{{Name: name}}); err != nil { // of the node's pods
 		return nil, err
 	}
 	return m, c.server.Create(c.site.ctx, kube.NodePath, kube.Node{Name: name, Addresses: []netip.Addr{m.v4, m.v6}, PodCIDRs: m.cidrs}.Object())
@@ -375,14 +394,39 @@ func (m *Member) pods(names ...string) ([]pod, error) {
 	if m.System.Proxy != "" {
 		return pods(m.Node, pluginConf(PTP, false, []string{m.cidrs[0].String(), m.cidrs[1].String()}), site.box.Plugins(), names...)
 	}
+	for _, name := range names {
+		if m.labels[name] == nil {
+			m.label(name, map[string]string{"app": name})
+		}
+	}
+	return m.podsOf(m.Name, names...)
+}
+
+// label gives labels to a pod that is not made yet.
+func (m *Member) label(pod string, labels map[string]string) {
+	if m.labels == nil {
+		m.labels = map[string]map[string]string{}
+	}
+	m.labels[pod] = labels
+}
+
+// podsOf connects pods of a namespace that the API server has. Strait adds no pod that the API server does not know.
+func (m *Member) podsOf(namespace string, names ...string) ([]pod, error) {
+	var objects []kube.Pod
+	for _, name := range names {
+		objects = append(objects, kube.Pod{Namespace: namespace, Name: name, UID: node.PodUID(name), Node: m.Name, Labels: m.labels[name]})
+	}
+	if err := m.cluster.server.StorePods(m.cluster.site.ctx, objects); err != nil {
+		return nil, err
+	}
 	if m.confList == "" {
-		conf, err := site.admitted(m.Node)
+		conf, err := m.cluster.site.admitted(m.Node)
 		if err != nil {
 			return nil, err
 		}
 		m.confList = conf
 	}
-	return pods(m.Node, m.confList, straitBinDir, names...)
+	return podsIn(m.Node, namespace, m.confList, straitBinDir, names...)
 }
 
 func (m *Member) about() string {

@@ -95,6 +95,10 @@ type Site struct {
 	spaces    []*wire.Namespace
 	underlay  *wire.Namespace
 	cables    int
+	// Of clusters with an API server: see Cluster.
+	control, outside *wire.Namespace
+	client           bill.Group // of the client outside
+	members          int
 }
 
 // Config is what a site needs.
@@ -319,13 +323,18 @@ type pod struct {
 
 // pods makes pods and connects them one after the other.
 func pods(n *node.Node, confList, binDir string, names ...string) ([]pod, error) {
+	return podsIn(n, "", confList, binDir, names...)
+}
+
+// podsIn makes pods that Kubernetes knows in a namespace.
+func podsIn(n *node.Node, namespace, confList, binDir string, names ...string) ([]pod, error) {
 	var out []pod
 	for _, name := range names {
 		space, err := n.Pod(name)
 		if err != nil {
 			return nil, err
 		}
-		reply, err := n.CNI(node.CNI{ConfList: confList, BinDir: binDir, Pods: []string{name}})
+		reply, err := n.CNI(node.CNI{ConfList: confList, BinDir: binDir, Namespace: namespace, Pods: []string{name}})
 		if err != nil {
 			return nil, err
 		}

@@ -33,6 +33,9 @@ type Run struct {
 	CNI      []CNI            `json:"cni,omitempty"`
 	Starts   []Start          `json:"starts,omitempty"`
 	Changes  []Change         `json:"changes,omitempty"`
+	Rulings  []Ruling         `json:"rulings,omitempty"`
+	Crowds   []Crowd          `json:"crowds,omitempty"`
+	Turns    []Turn           `json:"turns,omitempty"`
 	Series   []measure.Series `json:"series,omitempty"`
 	Notes    []string         `json:"notes,omitempty"`
 }
@@ -275,6 +278,7 @@ func (r *Run) round() {
 		roundAll(r.Changes[i].Ms)
 		roundAll(r.Changes[i].WriteMs)
 	}
+	r.roundPolicy()
 	for i := range r.Starts {
 		r.Starts[i].Seconds = significant(r.Starts[i].Seconds)
 	}

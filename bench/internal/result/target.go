@@ -47,7 +47,7 @@ func comparisons() []comparison {
 		{row: "2", subject: FlannelHostGW, against: Floor},
 		{row: "2", subject: Hosts, against: Floor},
 	}
-	return append(list, serviceComparisons()...)
+	return append(append(list, serviceComparisons()...), ruleComparisons()...)
 }
 
 // Judge computes the rows of a run from its samples.
@@ -59,6 +59,9 @@ func (r *Run) Judge() {
 	r.Rows = append(r.Rows, r.judgeCNI()...)
 	r.Rows = append(r.Rows, r.judgeChanges()...)
 	r.Rows = append(r.Rows, r.judgeStarts()...)
+	r.Rows = append(r.Rows, r.judgeRulings()...)
+	r.Rows = append(r.Rows, r.judgeCrowds()...)
+	r.Rows = append(r.Rows, r.judgeTurns()...)
 	for _, a := range r.Agents {
 		bound := Bound{Value: 60, AtMost: true}
 		value := exact(float64(a.RSSKiB) / 1024)

@@ -35,6 +35,9 @@ type Config struct {
 	// Changes is the number of changes of endpoints per system and level, ChangeTime how long they may take in all.
 	Changes    int
 	ChangeTime time.Duration
+	// Pods and Policies are the numbers of other nodes' pods and of policies of rows 9 and 10, rising; TurnCount the changes of each kind and direction.
+	Pods, Policies []int
+	TurnCount      int
 	// PortsEverywhere measures row 4 at every level, not only at the first.
 	PortsEverywhere bool
 	Brief           bool // IPv4 only where rows 3 and 4 are measured
@@ -50,7 +53,7 @@ type Config struct {
 }
 
 // Known are the rows that can be measured.
-func Known() []string { return []string{"1", "2", "3", "4", "6", "7", "8", "9"} }
+func Known() []string { return []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10"} }
 
 func (c Config) wants(rows ...string) bool {
 	return slices.ContainsFunc(rows, func(r string) bool { return slices.Contains(c.Rows, r) })
@@ -150,7 +153,7 @@ func (r *rig) all(ctx context.Context) error {
 			return fmt.Errorf("CNI calls: %w", err)
 		}
 	}
-	if !r.wants("1", "2", "3", "4", "7", "8", "9") {
+	if !r.wants("1", "2", "3", "4", "5", "7", "8", "9", "10") {
 		return nil
 	}
 	if err := r.open(); err != nil {
@@ -166,7 +169,12 @@ func (r *rig) all(ctx context.Context) error {
 			return fmt.Errorf("services: %w", err)
 		}
 	}
-	if r.wants("1", "2", "3") {
+	if r.wants("5", "9", "10") {
+		if err := r.policies(ctx); err != nil {
+			return fmt.Errorf("policies: %w", err)
+		}
+	}
+	if r.wants("1", "2", "3", "5") {
 		r.measure(ctx, r.paths, r.mainTests())
 		if err := r.programs(ctx, r.paths, r.mainTests()); err != nil {
 			return fmt.Errorf("cost of the programs: %w", err)

@@ -18,10 +18,11 @@ const settle = 5 * time.Second
 // level is done, so that what their nodes' kernels hold is still that level's when row 3 is measured across all levels.
 func (r *rig) services(ctx context.Context) error {
 	r.Say("starting etcd and the API server")
-	cluster, err := r.site.Cluster()
+	cluster, err := r.site.Cluster("services")
 	if err != nil {
 		return err
 	}
+	defer cluster.Close() // daemons are killed, kernels keep what they have
 	for _, n := range r.Levels {
 		begin := time.Now()
 		if err := cluster.Fill(n); err != nil {
