@@ -33,9 +33,17 @@ func Shadowed(policies []*Policy) []Shadow {
 type shadows struct {
 	way      Way
 	rules    []shading
-	subjects map[string][]int32 // rules by the namespace that their subject names, or by "": ascending
-	isolates map[string][]*Policy
+	places   map[place][]int32 // rules, ascending
+	isolates map[anchor][]*Policy
 	passes   int // index of the first rule of the admin tier that passes, or len(rules)
+}
+
+// place is where rules are looked for that may be broader than another: by something that their subject demands, and something that one of
+// their peers demands. Zero: they demand nothing by which they could be found.
+type place struct {
+	subject anchor
+	peer    anchor
+	prefix  netip.Prefix // of peers that are CIDRs
 }
 
 // shading is a rule that may shadow others or be shadowed.
@@ -49,12 +57,13 @@ type shading struct {
 func (r *shading) ref(way Way) RuleRef { return RuleRef{Ref: r.policy.Ref, Way: way, Path: r.Path} }
 
 func newShadows(policies []*Policy, way Way) *shadows {
-	s := &shadows{way: way, subjects: map[string][]int32{}, isolates: map[string][]*Policy{}}
+	s := &shadows{way: way, places: map[place][]int32{}, isolates: map[anchor][]*Policy{}}
 	for _, p := range sorted(policies) {
 		direction := p.Of(way)
 		if direction.Isolates && p.Tier == Normal {
-			home := p.Subject.home()
-			s.isolates[home] = append(s.isolates[home], p)
+			for _, a := range p.Subject.demanded() {
+				s.isolates[a] = append(s.isolates[a], p)
+			}
 		}
 		for i := range direction.Rules {
 			r := &direction.Rules[i]
@@ -72,20 +81,87 @@ func newShadows(policies []*Policy, way Way) *shadows {
 		if r.stage == adminStage && r.Action == Pass {
 			s.passes = min(s.passes, i)
 		}
-		home := r.policy.Subject.home()
-		s.subjects[home] = append(s.subjects[home], int32(i))
+		s.put(r)
 	}
 	return s
 }
 
-// home returns the namespace that a selector demands, or "" if it does not demand one: those of other namespaces are never broader.
-func (s *Selector) home() string {
-	for i := range s.Requirements {
-		if r := &s.Requirements[i]; r.Source == NamespaceName && r.Op == In && len(r.Values) == 1 {
-			return r.Values[0]
+// put puts a rule where it is found by what it may be broader than.
+func (s *shadows) put(r *shading) {
+	subjects := r.policy.Subject.demanded()
+	at := func(p place) {
+		for _, p.subject = range subjects {
+			if list := s.places[p]; len(list) == 0 || list[len(list)-1] != r.index {
+				s.places[p] = append(list, r.index)
+			}
 		}
 	}
-	return ""
+	if r.Peers == nil {
+		at(place{})
+	}
+	for i := range r.Peers {
+		if peer := &r.Peers[i]; peer.Kind == SelectCIDR {
+			at(place{prefix: peer.CIDR})
+		} else {
+			for _, a := range peer.demanded() {
+				at(place{peer: a})
+			}
+		}
+	}
+}
+
+// demanded returns what a selector of pods or nodes is found by: one of these values has who it means. It is that of a label rather than of a
+// name; the zero anchor if there is none.
+func (s *Selector) demanded() []anchor {
+	var found *Requirement
+	if s.Kind == SelectPods || s.Kind == SelectNodes {
+		for i := range s.Requirements {
+			if r := &s.Requirements[i]; r.Op == In && (found == nil || r.Source == PodLabel && found.Source != PodLabel) {
+				found = r
+			}
+		}
+	}
+	if found == nil {
+		return []anchor{{}}
+	}
+	out := make([]anchor, len(found.Values))
+	for i, v := range found.Values {
+		out[i] = anchor{source: found.Source, key: found.Key, value: v}
+	}
+	return out
+}
+
+// offers returns by what a selector may be found that includes s: each value that all whom s means have.
+func (s *Selector) offers() []anchor {
+	out := []anchor{{}}
+	if s.Kind == SelectPods || s.Kind == SelectNodes {
+		for i := range s.Requirements {
+			if r := &s.Requirements[i]; r.Op == In && len(r.Values) > 0 {
+				out = append(out, anchor{source: r.Source, key: r.Key, value: r.Values[0]})
+			}
+		}
+	}
+	return out
+}
+
+// placesOf returns where rules may be that are broader than r, the subject apart.
+func placesOf(r *Rule) []place {
+	out := []place{{}}
+	if len(r.Peers) == 0 {
+		return out
+	}
+	first := &r.Peers[0]
+	for _, a := range first.offers()[1:] {
+		out = append(out, place{peer: a})
+	}
+	if first.Kind == SelectCIDR {
+		for length := range first.CIDR.Bits() + 1 {
+			if prefix, err := first.CIDR.Addr().Prefix(length); err == nil {
+				out = append(out, place{prefix: prefix})
+			}
+		}
+	}
+	return out
 }
 
 // by returns what shadows a rule.
@@ -93,28 +169,19 @@ func (s *shadows) by(r *shading) (RuleRef, bool) {
 	if s.way == Ingress && r.Peers != nil && !slices.ContainsFunc(r.Peers, func(p Selector) bool { return p.Kind != SelectEntity || p.Entity != EntityHost }) {
 		return builtin(OwnNode, s.way), true
 	}
-	homes := []string{""}
-	if home := r.policy.Subject.home(); home != "" {
-		homes = append(homes, home)
-	}
 	first := r.index
-	for _, home := range homes {
-		for _, i := range s.subjects[home] {
-			if i >= first {
-				break
-			}
-			if s.shades(&s.rules[i], r) {
-				first = i
-				break
-			}
+	subjects, places := r.policy.Subject.offers(), placesOf(r.Rule)
+	for _, p := range places {
+		for _, p.subject = range subjects {
+			first = s.firstAt(p, r, first)
 		}
 	}
 	if first < r.index {
 		return s.rules[first].ref(s.way), true
 	}
 	if r.stage == baselineStage {
-		for _, home := range homes {
-			for _, p := range s.isolates[home] {
+		for _, a := range subjects {
+			for _, p := range s.isolates[a] {
 				if selects(p, r.policy) {
 					return RuleRef{Ref: p.Ref, Way: s.way}, true
 				}
@@ -124,13 +191,26 @@ func (s *shadows) by(r *shading) (RuleRef, bool) {
 	return RuleRef{}, false
 }
 
+// firstAt returns the first rule of a place that shadows r, if it comes before the one that is known.
+func (s *shadows) firstAt(p place, r *shading, known int32) int32 {
+	for _, i := range s.places[p] {
+		if i >= known {
+			break
+		}
+		if s.shades(&s.rules[i], r) {
+			return i
+		}
+	}
+	return known
+}
+
 // shades reports whether a always decides before b, which comes later.
 func (s *shadows) shades(a, b *shading) bool {
 	// What goes from the admin tier to the next is judged there again: by b, and never by a if an earlier rule passed it on.
 	if a.stage == adminStage && b.stage != adminStage && (a.Action == Pass || s.passes < int(a.index)) {
 		return false
 	}
-	return selects(a.policy, b.policy) && a.coversPeers(b.Rule) && a.coversPorts(b.Rule)
+	return a.coversPorts(b.Rule) && a.coversPeers(b.Rule) && selects(a.policy, b.policy)
 }
 
 // selects reports whether a is in force wherever b is. What is only audited enforces nothing.
@@ -146,7 +226,7 @@ func (r *Rule) coversPeers(o *Rule) bool {
 		return slices.ContainsFunc(r.Peers, func(s Selector) bool { return s.Kind == SelectEntity && s.Entity == EntityAll })
 	}
 	return all(o.Peers, func(inner *Selector) bool {
-		return slices.ContainsFunc(r.Peers, func(outer Selector) bool { return outer.includes(inner) })
+		return some(r.Peers, func(outer *Selector) bool { return outer.includes(inner) })
 	})
 }
 
@@ -166,6 +246,15 @@ func all[T any](list []T, holds func(*T) bool) bool {
 		}
 	}
 	return true
+}
+
+func some[T any](list []T, holds func(*T) bool) bool {
+	for i := range list {
+		if holds(&list[i]) {
+			return true
+		}
+	}
+	return false
 }
 
 // includes reports whether p matches whatever o matches.
@@ -194,7 +283,7 @@ func (s *Selector) includes(o *Selector) bool {
 	switch s.Kind {
 	case SelectPods, SelectNodes:
 		return all(s.Requirements, func(r *Requirement) bool {
-			return slices.ContainsFunc(o.Requirements, func(given Requirement) bool { return given.implies(r) })
+			return some(o.Requirements, func(given *Requirement) bool { return given.implies(r) })
 		})
 	case SelectCIDR:
 		return (s.Everyone || !o.Everyone) && within(s.CIDR, o.CIDR) && all(s.Except, func(e *netip.Prefix) bool {
