@@ -73,13 +73,14 @@ func (p *peers) placeAreas() {
 			want[boundary] = &area{peer: policy.Peer{Prefix: boundary}}
 		}
 	}
+	changed := false
 	var moved []netip.Prefix // where pods may be in another kind of area now
 	for prefix, a := range p.areas {
 		if want[prefix] == nil {
 			delete(p.areas, prefix)
 			p.lengths[familyOf(prefix)][prefix.Bits()]--
 			p.let(a.ident)
-			p.touched[prefix] = true
+			p.touched[prefix], changed = true, true
 			if a.solid {
 				moved = append(moved, prefix)
 			}
@@ -88,17 +89,17 @@ func (p *peers) placeAreas() {
 	for prefix, a := range want {
 		have := p.areas[prefix]
 		if have == nil {
-			p.areas[prefix] = a
+			p.areas[prefix], changed = a, true
 			p.lengths[familyOf(prefix)][prefix.Bits()]++
 		} else {
 			a.ident = have.ident
 			p.areas[prefix] = a
+			changed = changed || have.solid != a.solid
 		}
 		if have == nil && a.solid || have != nil && (have.solid != a.solid || a.solid && have.peer.Kind != a.peer.Kind) {
 			moved = append(moved, prefix)
 		}
 	}
-	changed := false
 	for prefix, a := range p.areas {
 		if !a.solid {
 			a.peer.Kind = p.kindAt(prefix)
@@ -117,7 +118,7 @@ func (p *peers) placeAreas() {
 		}
 		a.ident, changed = id, true
 	}
-	if changed || len(moved) > 0 {
+	if changed {
 		p.surroundingsChanged(moved)
 	}
 }

@@ -94,7 +94,7 @@ func (m *memory) PutIdentities(rows []maps.Identity) (int, error) {
 }
 
 func (m *memory) DeleteIdentities(prefixes []netip.Prefix) (int, error) {
-	return m.each(len(prefixes), "no identity", func(i int) {
+	return m.each(len(prefixes), fmt.Sprint("no identity ", prefixes), func(i int) {
 		delete(m.identities, prefixes[i])
 		delete(m.Identities, model.PrefixOf(prefixes[i]))
 	})
