@@ -40,6 +40,7 @@ func TestRealAPIServer(t *testing.T) {
 	t.Run("pod lives", func(t *testing.T) { testPodLives(t, client) })
 	t.Run("pod at ADD", func(t *testing.T) { testPodAtAdd(t, client) })
 	t.Run("reflect policies", func(t *testing.T) { testReflectPolicies(t, client) })
+	t.Run("reflect policies of cilium.io", func(t *testing.T) { testReflectCilium(t, client) })
 	t.Run("reflect", func(t *testing.T) { testReflectServer(t, server, client) })
 }
 

@@ -85,6 +85,19 @@ func either[T any](list []T, ifNil, ifEmpty string, show func(T) string) string 
 	return strings.Join(out, " or ")
 }
 
+// showCiliumRow prints an object: its policies, or why it is refused.
+func showCiliumRow(row state.Policy) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n", row.Ref)
+	if row.Refused != "" {
+		fmt.Fprintf(&b, "refused: %s\n", strings.ReplaceAll(row.Refused, "; spec", ";\n  spec"))
+	}
+	for _, p := range row.Specs {
+		b.WriteString(showCilium(p))
+	}
+	return b.String() + "\n"
+}
+
 // TestCiliumExamples reads what Cilium's documentation has as examples, written anew.
 func TestCiliumExamples(t *testing.T) {
 	files, err := filepath.Glob("testdata/cilium/*.yaml")
@@ -103,14 +116,7 @@ func TestCiliumExamples(t *testing.T) {
 		var b strings.Builder
 		for _, o := range objects {
 			row, _ := readCilium(t, o)
-			fmt.Fprintf(&b, "%s\n", row.Ref)
-			if row.Refused != "" {
-				fmt.Fprintf(&b, "refused: %s\n", strings.ReplaceAll(row.Refused, "; spec", ";\n  spec"))
-			}
-			for _, p := range row.Specs {
-				b.WriteString(showCilium(p))
-			}
-			b.WriteString("\n")
+			b.WriteString(showCiliumRow(row))
 		}
 		golden := strings.TrimSuffix(file, ".yaml") + ".txt"
 		if *update {
