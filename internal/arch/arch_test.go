@@ -44,6 +44,7 @@ var ranks = map[string]int{
 	"internal/status":       3, // rows of the local API, and what is wrong
 	"internal/servicerules": 3, // pure: rows of the local API as kube-proxy would have written them
 	"internal/probe":        3, // asks the agents of other nodes
+	"internal/enforcement":  3, // which policies a node enforces, for the operator
 	"internal/announce":     3, // who answers for service addresses
 
 	"internal/healthcheck": 3, // answers load balancers
@@ -69,7 +70,7 @@ var owners = []struct {
 	{"github.com/google/nftables", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli"}, "read internal/state"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
-	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
+	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
 }
 
 const (

@@ -78,6 +78,9 @@ func NewAPIServer(client *Client, tables Tables, log *slog.Logger) *APIServer {
 	if tables.Policies != nil {
 		addPolicyReflectors(a, client)
 	}
+	if tables.PolicyObjects != nil {
+		addPolicyObjectReflectors(a, client)
+	}
 	return a
 }
 

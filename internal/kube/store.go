@@ -26,6 +26,7 @@ type Tables struct {
 	Pods           *table.Table[state.Pod]
 	Namespaces     *table.Table[state.Namespace]
 	Policies       *table.Table[state.Policy]
+	PolicyObjects  *table.Table[state.PolicyObject] // of the operator; only from an API server
 	Problems       *table.Table[state.Problem]
 
 	Cluster string // name of this cluster, for policies of cilium.io that ask for it

@@ -20,7 +20,9 @@ type Server struct {
 	Registry *prometheus.Registry
 	// Live and Ready return why the process is not; nil functions mean it is.
 	Live, Ready func() error
-	Log         *slog.Logger
+	// More are further paths, as net/http.ServeMux has them: "GET /policies".
+	More map[string]http.Handler
+	Log  *slog.Logger
 }
 
 // Handler returns the three paths.
@@ -31,6 +33,9 @@ func (s Server) Handler() http.Handler {
 	}))
 	mux.HandleFunc("GET /healthz", answerHealth(s.Live))
 	mux.HandleFunc("GET /readyz", answerHealth(s.Ready))
+	for pattern, handler := range s.More {
+		mux.Handle(pattern, handler)
+	}
 	return mux
 }
 

@@ -15,6 +15,10 @@ type metrics struct {
 	allocationErrors prometheus.Counter
 	addresses        *prometheus.GaugeVec
 	waiting          *prometheus.GaugeVec
+
+	conditions      prometheus.Counter
+	conditionErrors prometheus.Counter
+	agents          *prometheus.GaugeVec
 }
 
 func newMetrics(registry *prometheus.Registry) *metrics {
@@ -49,8 +53,18 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "strait_operator_loadbalancer_services_without_address", Help: "Services of type LoadBalancer without the addresses they want, by reason.",
 		}, []string{"reason"}),
+		conditions: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "strait_operator_policy_statuses_written_total", Help: "Conditions of policies that were written.",
+		}),
+		conditionErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "strait_operator_policy_status_errors_total", Help: "Conditions of policies that could not be written and are tried again.",
+		}),
+		agents: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "strait_operator_agents", Help: "Agents that are asked which policies they enforce, by state (answering, silent).",
+		}, []string{"state"}),
 	}
-	registry.MustRegister(m.leader, m.assigned, m.refused, m.errors, m.cidrs, m.findings, m.allocations, m.allocationErrors, m.addresses, m.waiting)
+	registry.MustRegister(m.leader, m.assigned, m.refused, m.errors, m.cidrs, m.findings, m.allocations, m.allocationErrors, m.addresses, m.waiting,
+		m.conditions, m.conditionErrors, m.agents)
 	return m
 }
 

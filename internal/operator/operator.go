@@ -1,5 +1,5 @@
-// Package operator is the cluster-wide process: it gives nodes their pod CIDRs and services their LoadBalancer addresses, and finds
-// what is wrong with them.
+// Package operator is the cluster-wide process: it gives nodes their pod CIDRs and services their LoadBalancer addresses, says on
+// policies where they are enforced, and finds what is wrong.
 package operator
 
 import (
@@ -97,15 +97,22 @@ func (o *operator) lead(ctx context.Context) error {
 	defer o.metrics.leader.Set(0)
 	o.events = kube.NewEvents(ctx, o.Client, component, o.Identity, o.Log)
 	st := state.New()
-	pools, claims := state.NewPools(), state.NewClaims()
-	source := kube.NewAPIServer(o.Client, kube.Tables{Nodes: st.Nodes, Pools: pools, Claims: claims, Problems: st.Problems}, o.Log)
+	pools, claims, policies := state.NewPools(), state.NewClaims(), state.NewPolicyObjects()
+	tables := kube.Tables{Nodes: st.Nodes, Pools: pools, Claims: claims, PolicyObjects: policies, Problems: st.Problems, Cluster: o.Config.Config.ClusterName}
+	source := kube.NewAPIServer(o.Client, tables, o.Log)
 	addresses := balancer{
 		cfg: o.Config.Config, client: o.Client, events: o.events, metrics: o.metrics, log: o.Log,
 		nodes: st.Nodes, pools: pools, claims: claims, sent: map[string][]netip.Addr{}, said: map[string]string{},
 	}
+	enforced := conditions{client: o.Client, events: o.events, metrics: o.metrics, log: o.Log, nodes: st.Nodes, objects: policies}
+	asked, err := newAgents(o.Config.Config.MetricsAddress)
+	if enforced.agents = asked; err != nil {
+		o.Log.Warn("agents cannot be asked which policies they enforce", "err", err)
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return source.Run(ctx) })
 	group.Go(func() error { return addresses.run(ctx) })
+	group.Go(func() error { return enforced.run(ctx) })
 	group.Go(func() error {
 		select {
 		case <-ctx.Done():
