@@ -102,7 +102,9 @@ func TestReport(t *testing.T) {
 	if err := tables.Known(); err != nil {
 		t.Error(err)
 	}
-	ref := func(name string) policy.Ref { return policy.Ref{Kind: policy.NetworkPolicy, Namespace: "x", Name: name} }
+	ref := func(name string) policy.Ref {
+		return policy.Ref{Kind: policy.NetworkPolicy, Namespace: "x", Name: name}
+	}
 	for _, name := range []string{"idle", "used", "full"} {
 		st.Policies.Insert(state.Policy{Ref: ref(name), UID: "u-" + name, Generation: 3, Enforced: 2})
 	}
