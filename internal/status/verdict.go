@@ -470,14 +470,13 @@ func (s Sources) ruleAt(ref policy.RuleRef) (policy.Rule, bool) {
 	return policy.Rule{}, false
 }
 
-// together makes one side of two families that say the same.
+// together makes one side of two families that say the same. What is told of rules that nearly matched is that of the first.
 func together(sides []localapi.VerdictSide) []localapi.VerdictSide {
 	if len(sides) != 2 {
 		return sides
 	}
 	a, b := sides[0], sides[1]
-	same := a.Verdict == b.Verdict && a.Text == b.Text && a.Would == b.Would && a.Error == b.Error && slices.Equal(a.Misses, b.Misses) && a.Identity == b.Identity
-	if !same {
+	if a.Verdict != b.Verdict || a.Text != b.Text || a.Would != b.Would || a.Error != b.Error {
 		return sides
 	}
 	a.Family = ""
