@@ -118,8 +118,7 @@ func (m *Member) Watching(rest time.Duration) (out Crowded, err error) {
 	if out.CPU, err = m.used(); err != nil {
 		return out, err
 	}
-	time.Sleep(rest)
-	before, err := m.used()
+	before, err := m.quiet()
 	if err != nil {
 		return out, err
 	}
@@ -146,10 +145,26 @@ func (m *Member) Watching(rest time.Duration) (out Crowded, err error) {
 	if err := m.cluster.server.StorePods(m.cluster.site.ctx, changed); err != nil {
 		return out, err
 	}
-	time.Sleep(rest)
-	busy, err := m.used()
-	out.Busy = max(0, busy-after-time.Duration(out.Idle/1000*float64(rest)))
+	busy, err := m.quiet()
+	out.Busy = busy - after
 	return out, err
+}
+
+// quiet waits until the daemon has had next to nothing to do for some seconds, and returns the CPU time it has used.
+func (m *Member) quiet() (time.Duration, error) {
+	const calm, little = 3, 20 * time.Millisecond // seconds in a row, CPU time in each
+	last, err := m.used()
+	for seconds, in := 0, 0; err == nil && in < calm && seconds < 180; seconds++ {
+		time.Sleep(time.Second)
+		var now time.Duration
+		if now, err = m.used(); now-last <= little {
+			in++
+		} else {
+			in = 0
+		}
+		last = now
+	}
+	return last, err
 }
 
 // Log is the last of what the daemon said.
