@@ -91,6 +91,7 @@ const (
 	CtFront   = DatapathCtFlagsCT_FRONT
 	CtDSR     = DatapathCtFlagsCT_DSR
 	CtStack   = DatapathCtFlagsCT_STACK
+	CtVirtual = DatapathCtFlagsCT_VIRTUAL
 )
 
 // Flags of a frontend.
