@@ -35,7 +35,9 @@ type node struct {
 	pools  *ipam.Allocator
 	keeper *endpoint.Keeper
 	netns  uint64 // cookie of the node's network namespace
-	tcx    bool
+	// policies is there before the first pod can be attached.
+	policies *policies
+	tcx      bool
 	// newPrograms loads the programs of this build on the maps.
 	newPrograms func(load.Config) (*load.Programs, error)
 
@@ -103,7 +105,7 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 	n.keeper = endpoint.New(endpoint.Config{
 		Dir: filepath.Join(cfg.StateDir, "endpoints"), Pools: n.pools, Links: n.net, Programs: podPrograms{n}, Maps: n.maps,
 		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log, Sources: n.sources,
-		OwnNetNS: n.netns,
+		OwnNetNS: n.netns, Policies: admitter{n},
 	})
 	return n, nil
 }

@@ -136,6 +136,11 @@ func (a *agent) ready() error {
 			waiting = append(waiting, r.Health().Table)
 		}
 	}
+	select {
+	case <-a.policies.loop.Ready():
+	default:
+		waiting = append(waiting, "policies")
+	}
 	if len(waiting) > 0 {
 		return fmt.Errorf("tables not in the kernel yet: %s", strings.Join(waiting, ", "))
 	}
@@ -153,6 +158,7 @@ func (c countingAdds) Add(ctx context.Context, at wire.Attachment) (state.Endpoi
 	if err == nil {
 		c.agent.lastAdd.Store(time.Now().UnixNano())
 		c.agent.lastError.Store("")
+		c.agent.publish(ctx, e)
 	} else {
 		c.agent.lastError.Store(err.Error())
 	}

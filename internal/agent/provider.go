@@ -25,6 +25,7 @@ import (
 func (a *agent) provider() localapi.Provider {
 	p := status.Provider(status.Sources{
 		State: a.state, Node: a.Node, Peers: a.peers, Services: a.kernelServices, Traffic: a.traffic,
+		Policy: a.policies.view.sources(),
 	})
 	p.Status = a.status
 	p.Maps = func(context.Context) ([]localapi.Map, error) { return a.mapList() }
@@ -68,6 +69,8 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 	s.Maps, err = a.mapList()
 	errs = append(errs, err)
 	s.Counters, err = a.counterList()
+	errs = append(errs, err)
+	s.Policy, err = a.policies.view.status()
 	errs = append(errs, err)
 	s.Leftovers, err = a.leftovers()
 	errs = append(errs, err)

@@ -89,6 +89,10 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	a.announcements = a.newAnnouncements(ctx)
+	if a.policies, err = a.newPolicies(metric.NewPolicy(registry)); err != nil {
+		return err
+	}
+	defer a.policies.writer.Close()
 	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log}); err != nil {
 		return err
 	}
@@ -97,6 +101,7 @@ func (a *agent) run(ctx context.Context) error {
 		a.watcher.Run,
 		control.NewNodes(a.Node, a.cfg, netdev.VXLANDevice, a.state, a.log).Run,
 		control.NewServices(a.state, a.Node, a.cfg.Services, a.log).Run,
+		a.policies.loop.Run,
 		func(ctx context.Context) error { return a.followNode(ctx, look, choiceFinal) },
 		a.followDevices,
 		func(ctx context.Context) error { a.keeper.Run(ctx, verifyEvery); return ctx.Err() },
@@ -215,6 +220,11 @@ func (a *agent) synced(ctx context.Context) error {
 			return ctx.Err()
 		case <-r.Pruned():
 		}
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-a.policies.loop.Ready():
 	}
 	for {
 		nodes := a.state.Nodes.Snapshot()
