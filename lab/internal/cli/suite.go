@@ -74,7 +74,7 @@ func suiteCommand(p places, name *string) *cobra.Command {
 				return err
 			}
 			failed := r.outside(suite.Command(c), os.Stdout)
-			return errors.Join(failed, writeSummary(filepath.Join(c.Dir, suite.ReportFile), suite.Read, summary))
+			return errors.Join(failed, writeSummary("Kubernetes' own tests, "+c.Focus, filepath.Join(c.Dir, suite.ReportFile), suite.Read, summary))
 		},
 	}
 	cmd.Flags().StringVar(&c.Focus, "focus", `\[sig-network\] Services`, "specs to run, a regular expression")
@@ -106,7 +106,7 @@ func conformanceCommand(p places, name *string) *cobra.Command {
 				return err
 			}
 			failed := r.outside(c.Command(), io.MultiWriter(os.Stdout, log))
-			err = errors.Join(failed, log.Close(), writeSummary(output, suite.ReadGo, summary))
+			err = errors.Join(failed, log.Close(), writeSummary("Conformance tests of ClusterNetworkPolicy", output, suite.ReadGo, summary))
 			if report == "" {
 				return err
 			}
@@ -141,7 +141,7 @@ func cyclonusCommand(p places, name *string) *cobra.Command {
 			}
 			c.Kubeconfig, c.Report = r.kubeconfig, filepath.Join(r.dir, "report.json")
 			failed := r.outside(c.Command(), os.Stdout)
-			return errors.Join(failed, writeSummary(c.Report, suite.ReadCyclonus, summary))
+			return errors.Join(failed, writeSummary("Cyclonus' cases of NetworkPolicy", c.Report, suite.ReadCyclonus, summary))
 		},
 	}
 	cmd.Flags().StringVar(&c.Focus, "focus", "", "cases to run, a regular expression over their descriptions")
@@ -203,8 +203,8 @@ func (r suiteRun) outside(child *exec.Cmd, out io.Writer) error {
 	return nil
 }
 
-// writeSummary turns what a run left behind into a table.
-func writeSummary(report string, read func(io.Reader) ([]suite.Spec, error), path string) error {
+// writeSummary turns what a run left behind into a table; a file has a title as well.
+func writeSummary(title, report string, read func(io.Reader) ([]suite.Spec, error), path string) error {
 	content, err := os.ReadFile(report)
 	if err != nil {
 		return err
@@ -219,6 +219,9 @@ func writeSummary(report string, read func(io.Reader) ([]suite.Spec, error), pat
 			return err
 		}
 		defer out.Close()
+		if _, err := fmt.Fprintf(out, "# %s\n\n%s, ", title, time.Now().UTC().Format(time.DateOnly)); err != nil {
+			return err
+		}
 	}
 	return suite.Summary(out, specs)
 }
