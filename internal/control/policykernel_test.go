@@ -193,3 +193,5 @@ func (m *memory) Held() (map[uint64]bool, error) {
 	}
 	return held, nil
 }
+
+func (m *memory) CheckPolicies(bool) (int, []string, error) { return 0, nil, nil }

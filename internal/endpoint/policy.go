@@ -97,6 +97,34 @@ func (k *Keeper) SetPolicy(attachment string, program uint64) (changed bool, err
 	})
 }
 
+// CheckPolicies compares the programs that entries of strait_endpoint name with what SetPolicy has said. It returns how many entries were
+// compared, and what differed as "ADDRESS is ...".
+func (k *Keeper) CheckPolicies(repair bool) (rows int, differences []string, err error) {
+	for _, key := range k.keys() {
+		k.rows.mu.Lock()
+		program, known := k.rows.programs[key]
+		r := k.get(key)
+		if known && r != nil {
+			for _, a := range r.Addresses {
+				e, there, failed := k.cfg.Maps.Endpoint(a)
+				if failed != nil || !there {
+					err = errors.Join(err, failed)
+					continue // that it is missing is found by Verify
+				}
+				if rows++; e.Policy == program {
+					continue
+				}
+				differences = append(differences, fmt.Sprintf("%s is judged by program %016x, want %016x", a, e.Policy, program))
+				if e.Policy = program; repair {
+					err = errors.Join(err, k.cfg.Maps.PutEndpoint(e))
+				}
+			}
+		}
+		k.rows.mu.Unlock()
+	}
+	return rows, differences, err
+}
+
 // Held returns the programs that entries of strait_endpoint name, also those of pods whose records are lost.
 func (k *Keeper) Held() (map[uint64]bool, error) {
 	entries, err := k.cfg.Maps.Endpoints()

@@ -3,7 +3,6 @@ package sync
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -40,6 +39,8 @@ type Ends interface {
 	SetPolicy(attachment string, program uint64) (changed bool, err error)
 	// Held returns the programs that any row names.
 	Held() (map[uint64]bool, error)
+	// CheckPolicies compares rows with what SetPolicy has said, and returns how many there are and what differs, as "ADDRESS is ...".
+	CheckPolicies(repair bool) (rows int, differences []string, err error)
 }
 
 // PolicyConfig is what NewPolicies needs. All but Grace and Now are required.
@@ -58,15 +59,16 @@ type PolicyConfig struct {
 type Policies struct {
 	PolicyConfig
 
-	mu     stdsync.Mutex // guards everything below
-	rules  *ruleNumbers
-	want   desired
-	have   actual
-	todo   pending
-	doomed []doomed // in the order of their times
-	due    sentences
-	begun  bool // everything that is wanted has been written once
-	drift  uint64
+	mu      stdsync.Mutex // guards everything below
+	rules   *ruleNumbers
+	want    desired
+	have    actual
+	todo    pending
+	doomed  []doomed // in the order of their times
+	due     sentences
+	foreign []maps.Port // rows that nobody has written, about to be removed
+	begun   bool        // everything that is wanted has been written once
+	drift   uint64
 }
 
 // NewPolicies reads what the kernel holds and who has which number of a rule. Nothing is written.
@@ -593,9 +595,6 @@ func (w *Policies) Ref(number uint32) (policy.RuleRef, bool) {
 	n, known := w.rules.byNum[number]
 	return n.Ref, known
 }
-
-// ErrDiffers is matched by the error of a repair that has not made everything as it should be.
-var ErrDiffers = errors.New("kernel differs from what is wanted")
 
 func comparePolicies(a, b maps.PolicyKey) int {
 	return cmp.Or(cmp.Compare(a.Policy, b.Policy), cmp.Compare(a.Direction, b.Direction), cmp.Compare(a.Identity, b.Identity))

@@ -39,7 +39,7 @@ type desired struct {
 	node     uint64
 	idle     map[uint64]bool // programs that no end is to have, but some may have until the next flush is through: they go on being answered
 	rows     int             // of all programs
-	ports    int // rows of all tables
+	ports    int             // rows of all tables
 }
 
 // actual is what the kernel holds as far as is known: each successful write changes it.
