@@ -73,7 +73,7 @@ func TestProgramsAgreeWithDocuments(t *testing.T) {
 // policyProperty enforces clusters on a rig.
 type policyProperty struct {
 	rig     *rig
-	numbers map[policy.RuleRef]uint32 // of what is enforced now
+	numbers map[policy.RuleRef]uint32
 	pods    []netip.Addr
 	was     map[uint32]uint64 // packets of rules
 	seen    map[string]int
@@ -105,8 +105,11 @@ func (p *policyProperty) neighbourhood() {
 	}
 }
 
-// meets reports whether the connection meets policy on this node.
+// meets reports whether the connection meets policy on this node. Neighbour discovery (types 133 to 137) is a link's own.
 func (p *policyProperty) meets(c *eval.Cluster, conn eval.Connection) bool {
+	if kind := conn.Port >> 8; conn.Protocol == policy.ICMPv6 && kind >= 133 && kind <= 137 {
+		return false
+	}
 	here := func(a netip.Addr) bool {
 		for i := range c.Pods {
 			for _, b := range c.Pods[i].Addresses {
@@ -129,7 +132,7 @@ func (p *policyProperty) enforce(c *eval.Cluster) error {
 	for _, a := range p.pods {
 		p.rig.check(p.rig.objs.StraitEndpoint.Delete(AddrFrom(a)))
 	}
-	p.numbers, p.pods = map[policy.RuleRef]uint32{}, nil
+	p.pods = nil
 	rows := policyRows{identities: map[netip.Prefix]uint64{}, policies: map[PolicyKey]PolicyEntry{}, ports: map[PortKey]PolicyVerdict{}, pods: map[netip.Addr]uint64{}}
 	for prefix, id := range tables.Identities {
 		rows.identities[prefix.Netip()] = uint64(id)
@@ -180,6 +183,7 @@ func (p *policyProperty) verdict(v policy.Verdict) PolicyVerdict {
 // both sends first packets under one cluster's policies, and later ones of what they have begun under those of the next.
 func (p *policyProperty) both(c, next *eval.Cluster, conns []eval.Connection) error {
 	p.rig.forget()
+	p.numbers = map[policy.RuleRef]uint32{} // a rule keeps its number as long as it is there
 	if err := p.enforce(c); err != nil {
 		return err
 	}
