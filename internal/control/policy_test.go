@@ -263,7 +263,7 @@ func TestNoVerdictBetweenBeforeAndAfter(t *testing.T) {
 			look("everything")
 			if r.IntN(2) == 0 {
 				rig.tidy()
-				rig.nothingMore(next)
+				rig.nothingMore()
 			}
 			c, changes = next, changes+1
 		}
@@ -273,7 +273,7 @@ func TestNoVerdictBetweenBeforeAndAfter(t *testing.T) {
 }
 
 // nothingMore fails when the tables have programs or identities that nothing uses.
-func (r *kernelRig) nothingMore(c *eval.Cluster) {
+func (r *kernelRig) nothingMore() {
 	r.t.Helper()
 	used := map[policy.ID]bool{}
 	for _, id := range r.kernel.Programs() {

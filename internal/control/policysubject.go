@@ -161,7 +161,9 @@ func (s *subjects) leave(l *local) {
 	}
 	s.left = append(s.left, l.key)
 	s.moved = append(s.moved, l.key)
-	s.refresh = s.refresh || l.refused != nil
+	if l.failed != nil {
+		s.touched[l.failed] = true
+	}
 }
 
 // describe makes a local the peer that it is.
@@ -306,6 +308,9 @@ func (s *subjects) choose(refused func(policy.ID) error) {
 			err = refused(want.id)
 		}
 		s.refresh = s.refresh || err != nil || l.refused != nil
+		if l.failed != nil {
+			s.touched[l.failed] = true
+		}
 		l.refused, l.failed = err, nil
 		if err != nil {
 			l.failed = want
@@ -530,6 +535,9 @@ func (s *subjects) drop(u *use, p *peers) {
 	if u.indexed {
 		p.release(u.program.Selectors())
 		u.indexed = false
+	}
+	if s.uses[u.id] != u {
+		return // it was forgotten, and has come back as another one
 	}
 	delete(s.uses, u.id)
 	for _, name := range u.sets {
