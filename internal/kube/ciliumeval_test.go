@@ -177,3 +177,34 @@ func TestCiliumExamplesDecide(t *testing.T) {
 		}
 	}
 }
+
+// What is rare in other kinds of policy, compiled: protocols without ports, types of ICMP, every port of some protocols, names.
+func TestCiliumPortsCompile(t *testing.T) {
+	pod := []policy.NamedPort{{Name: "http", Protocol: policy.TCP, Port: 8080}, {Name: "http", Protocol: policy.UDP, Port: 8443}}
+	other := policy.Peer{Kind: policy.WorldPeer, Prefix: netip.MustParsePrefix("203.0.113.9/32")}
+	for _, c := range []struct {
+		rule           string
+		allowed, other []policy.Port
+	}{
+		{`toPorts: [{ports: [{protocol: VRRP}]}]`, []policy.Port{{Protocol: 112}}, []policy.Port{{Protocol: policy.TCP, First: 80}, {Protocol: 113}}},
+		{`icmps: [{fields: [{type: 0}]}]`, []policy.Port{{Protocol: policy.ICMP}, {Protocol: policy.ICMP, First: 255}},
+			[]policy.Port{{Protocol: policy.ICMP, First: 256}, {Protocol: policy.ICMPv6}, {Protocol: policy.TCP}}},
+		{`icmps: [{fields: [{type: 255, family: IPv6}]}]`, []policy.Port{{Protocol: policy.ICMPv6, First: 65535}}, []policy.Port{{Protocol: policy.ICMPv6, First: 65279}}},
+		{`toPorts: [{ports: [{port: "0"}]}]`, []policy.Port{{Protocol: policy.TCP, First: 1}, {Protocol: policy.UDP}, {Protocol: policy.SCTP, First: 65535}},
+			[]policy.Port{{Protocol: policy.ICMP, First: 2048}, {Protocol: 112}}},
+		{`toPorts: [{ports: [{port: http}]}]`, []policy.Port{{Protocol: policy.TCP, First: 8080}, {Protocol: policy.UDP, First: 8443}},
+			[]policy.Port{{Protocol: policy.UDP, First: 8080}, {Protocol: policy.SCTP, First: 8080}}},
+		{`toPorts: [{ports: [{port: http, protocol: UDP}]}]`, []policy.Port{{Protocol: policy.UDP, First: 8443}}, []policy.Port{{Protocol: policy.TCP, First: 8080}}},
+	} {
+		row, err := readCilium(t, ciliumObject(t, false, "spec", "{endpointSelector: {}, ingress: [{"+c.rule+"}]}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := policy.Set{Policies: []*policy.Policy{&row.Specs[0]}, Ports: pod}
+		for i, p := range slices.Concat(c.allowed, c.other) {
+			if e := policy.Explain(set, policy.Ingress, &other, p.Protocol, p.First); e.Allow != (i < len(c.allowed)) {
+				t.Errorf("%s: protocol %d port %d: %t (%+v)", c.rule, p.Protocol, p.First, e.Allow, e.Rule)
+			}
+		}
+	}
+}
