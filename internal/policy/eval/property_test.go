@@ -141,6 +141,53 @@ func count(c *eval.Cluster, v *policy.Verdict, judged map[string]int) {
 	}
 }
 
+// TestExplanationsAgreeWithDocuments holds what people are told against the documents: the verdict, which rule decides, and that rules called
+// shadowed never do.
+func TestExplanationsAgreeWithDocuments(t *testing.T) {
+	start, want := seed(t), cases(t, 6000)
+	n, shadowed := 0, 0
+	for i := uint64(0); n < want; i++ {
+		r := rand.New(rand.NewPCG(start, i))
+		c := sample.Cluster(r, sample.Options{HostPolicy: true})
+		shadows := map[policy.RuleRef]policy.RuleRef{}
+		var policies []*policy.Policy
+		for j := range c.Policies {
+			policies = append(policies, &c.Policies[j])
+		}
+		for _, s := range policy.Shadowed(policies) {
+			shadows[s.Rule] = s.By
+		}
+		shadowed += len(shadows)
+		for _, conn := range sample.Connections(r, c, 20) {
+			o := c.Decide(conn)
+			for way, v := range map[policy.Way]*policy.Verdict{policy.Egress: o.Egress, policy.Ingress: o.Ingress} {
+				if v == nil {
+					continue
+				}
+				n++
+				if by, ok := shadows[v.Rule]; ok {
+					t.Fatalf("STRAIT_SEED=%d, cluster %d: %s decides %+v, though shadowed by %s\n%s", start, i, v.Rule, conn, by, sample.Describe(c))
+				}
+				if by, ok := shadows[v.AuditRule]; ok && v.Audit {
+					t.Fatalf("STRAIT_SEED=%d, cluster %d: %s would decide %+v, though shadowed by %s\n%s", start, i, v.AuditRule, conn, by, sample.Describe(c))
+				}
+				e := model.Explain(c, conn, way)
+				if e.Verdict != *v {
+					t.Fatalf("STRAIT_SEED=%d, cluster %d: %s of %+v\n  documents: %s\n  explained: %s\n%s", start, i, way, conn, model.Show(v), model.Show(&e.Verdict), sample.Describe(c))
+				}
+				for _, m := range e.Matching {
+					if m.Decides != (m.RuleRef == v.Rule) {
+						t.Fatalf("STRAIT_SEED=%d, cluster %d: %+v is said to decide %+v\n%s", start, i, m, conn, sample.Describe(c))
+					}
+				}
+			}
+		}
+	}
+	if shadowed < n/100 {
+		t.Errorf("only %d shadowed rules at %d verdicts", shadowed, n)
+	}
+}
+
 // reproduce fails with the smallest cluster in which one of the connections is judged wrongly.
 func reproduce(t *testing.T, c *eval.Cluster, conns []eval.Connection, from string) {
 	t.Helper()
