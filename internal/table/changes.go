@@ -1,6 +1,6 @@
 package table
 
-import iradix "github.com/hashicorp/go-immutable-radix/v2"
+import "github.com/google/btree"
 
 // Change is a row that was written, or the last content of a row that was deleted.
 type Change[T any] struct {
@@ -55,12 +55,11 @@ func (c *Changes[T]) Close() {
 	c.table.buryLocked()
 }
 
-func since[T any](tree *iradix.Tree[*entry[T]], rev Revision) []*entry[T] {
+func since[T any](tree *btree.BTreeG[*entry[T]], rev Revision) []*entry[T] {
 	var out []*entry[T]
-	it := tree.Root().Iterator()
-	it.SeekLowerBound(revKey(rev + 1))
-	for _, e, ok := it.Next(); ok; _, e, ok = it.Next() {
+	tree.AscendGreaterOrEqual(&entry[T]{rev: rev + 1}, func(e *entry[T]) bool {
 		out = append(out, e)
-	}
+		return true
+	})
 	return out
 }

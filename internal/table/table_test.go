@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -173,5 +174,70 @@ func BenchmarkInsert10kRows(b *testing.B) {
 				tx.Insert(person{fmt.Sprint("p", i), []string{"tea"}})
 			}
 		})
+	}
+}
+
+// Readers of a snapshot see it as it was, whatever is written meanwhile and however often a row changes.
+func TestReadersAreNotDisturbed(t *testing.T) {
+	people := newPeople()
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s := people.Snapshot()
+				all, found := 0, 0
+				for p := range s.All() {
+					if row, rev, ok := s.Get(p.Name); !ok || row.Likes[0] != p.Likes[0] || rev > s.Revision() {
+						t.Errorf("%s: %v at %d of %d, %t", p.Name, row, rev, s.Revision(), ok)
+						return
+					}
+					all++
+				}
+				for _, drink := range []string{"tea", "coffee"} {
+					for range s.By(byLikes, drink) {
+						found++
+					}
+				}
+				if all != s.Len() || found != all {
+					t.Errorf("%d rows, %d by the index, of %d", all, found, s.Len())
+					return
+				}
+			}
+		})
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 3000 {
+		people.Write(func(tx *Txn[person]) {
+			for range r.IntN(4) {
+				name := fmt.Sprint("p", r.IntN(300))
+				if r.IntN(3) == 0 {
+					tx.Delete(name)
+				} else {
+					tx.Insert(person{name, []string{[]string{"tea", "coffee"}[r.IntN(2)]}})
+				}
+			}
+		})
+	}
+	close(stop)
+	readers.Wait()
+}
+
+// What one write costs in a large table of which somebody holds a snapshot.
+func BenchmarkWriteOneOf100kRows(b *testing.B) {
+	people := newPeople()
+	people.Write(func(tx *Txn[person]) {
+		for i := range 100_000 {
+			tx.Insert(person{fmt.Sprint("p", i), []string{fmt.Sprint("likes", i%1000)}})
+		}
+	})
+	for i := 0; b.Loop(); i++ {
+		_ = people.Snapshot()
+		people.Insert(person{fmt.Sprint("p", i%100_000), []string{"tea"}})
 	}
 }
