@@ -27,7 +27,7 @@ func (a *agent) newPolicies(m *metric.Policy) (*policies, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open policy: %w", err)
 	}
-	p := &policies{writer: writer, view: newPolicyView(a.state, a.Node, a.cfg.Policy, a.maps, writer, nil)}
+	p := &policies{writer: writer, view: newPolicyView(a.state, a.cfg.Policy, a.maps, writer)}
 	c := control.PoliciesConfig{
 		Node: a.Node, Config: a.cfg, State: a.state, Writer: writer, Log: a.log,
 		Applied: func(took time.Duration) {

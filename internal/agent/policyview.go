@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
+	"strings"
 	stdsync "sync"
 	"time"
 
@@ -32,16 +35,15 @@ type policyRules interface {
 	Rules() ([]sync.Rule, error)
 	Ref(number uint32) (policy.RuleRef, bool)
 	Revision() uint32
+	Drift() uint64 // rows that were not as written and were repaired
 }
 
 // policyView answers questions about policy from tables and the live kernel.
 type policyView struct {
 	state  *state.State
-	node   string // own name
 	cfg    config.Policy
 	tables policyTables
 	rules  policyRules
-	drift  func() uint64 // rows that differed and were repaired
 
 	mu      stdsync.Mutex // guards everything below
 	changed time.Time     // when the last change was in force
@@ -56,9 +58,9 @@ type verdictKind struct {
 	verdict string
 }
 
-func newPolicyView(st *state.State, node string, cfg config.Policy, tables policyTables, rules policyRules, drift func() uint64) *policyView {
+func newPolicyView(st *state.State, cfg config.Policy, tables policyTables, rules policyRules) *policyView {
 	return &policyView{
-		state: st, node: node, cfg: cfg, tables: tables, rules: rules, drift: drift,
+		state: st, cfg: cfg, tables: tables, rules: rules,
 		seen: map[policy.RuleRef]localapi.Count{}, sums: map[verdictKind]localapi.Count{},
 	}
 }
@@ -168,10 +170,7 @@ func (v *policyView) ref(number uint32) policy.RuleRef {
 // status sums policy up. The agent's own trouble with it is in the table of problems.
 func (v *policyView) status() (localapi.PolicyStatus, error) {
 	s := status.PolicyOf(v.state, v.sources())
-	s.Revision = v.rules.Revision()
-	if v.drift != nil {
-		s.Drift = v.drift()
-	}
+	s.Revision, s.Drift = v.rules.Revision(), v.rules.Drift()
 	all, err := v.counts()
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -206,18 +205,18 @@ func (v *policyView) sumLocked(all []status.RuleCount) {
 	v.seen = seen
 }
 
-// policyCheck compares the tables of policy with what they are to be, and repairs when told to. It returns how many rows were compared.
-type policyCheck func(ctx context.Context, repair bool) (tables []localapi.CheckTable, differences []localapi.Difference, err error)
-
-// check compares API, model and kernel: policy now, addresses now, and what reconcilers have found when they last compared.
-func (a *agent) check(ctx context.Context, policies policyCheck, repair bool) (localapi.Check, error) {
+// check compares API, model and kernel: policies and their tables now, addresses now, and what reconcilers have found when they last compared.
+func (a *agent) check(ctx context.Context, repair bool) (localapi.Check, error) {
 	begun := time.Now()
 	out := localapi.Check{Node: a.Node, Policies: a.state.Policies.Snapshot().Len(), Differences: []localapi.Difference{}}
-	tables, differences, err := policies(ctx, repair)
+	if err := status.CheckModel(ctx, &out, a.state, a.policies.view.sources()); err != nil {
+		return out, err
+	}
+	tables, differences, err := a.policies.writer.Check(ctx, repair)
 	if err != nil {
 		return out, err
 	}
-	out.Tables, out.Differences = tables, append(out.Differences, differences...)
+	a.policies.view.compared(&out, tables, differences)
 	addresses, err := a.checkIPAM(ctx, repair)
 	if err != nil {
 		return out, err
@@ -229,4 +228,59 @@ func (a *agent) check(ctx context.Context, policies policyCheck, repair bool) (l
 	status.FinishCheck(&out)
 	out.Pods, out.Took = a.state.Endpoints.Snapshot().Len(), time.Since(begun)
 	return out, nil
+}
+
+// compared adds what has been found in the tables of policy, with programs and rules as people know them.
+func (v *policyView) compared(out *localapi.Check, tables []sync.Checked, differences []sync.Difference) {
+	counts := map[string]int{}
+	for _, d := range differences {
+		counts[d.Table]++
+		out.Differences = append(out.Differences, localapi.Difference{Table: d.Table, Key: v.whose(d.Key), Text: v.named(d.Text), Repaired: d.Repaired})
+	}
+	for _, t := range tables {
+		out.Tables = append(out.Tables, localapi.CheckTable{Name: t.Table, Rows: t.Rows, Differences: counts[t.Table]})
+	}
+}
+
+// whose adds to a key that begins with a program the pods it is for.
+func (v *policyView) whose(key string) string {
+	id, _, _ := strings.Cut(key, " ")
+	p, _, known := v.state.Programs.Snapshot().Get(id)
+	switch {
+	case !known || len(p.Pods) == 0:
+		return key
+	case len(p.Pods) == 1:
+		return key + " of " + cmp.Or(p.Pods[0], "the node")
+	}
+	return fmt.Sprintf("%s of %s and %d more", key, cmp.Or(p.Pods[0], "the node"), len(p.Pods)-1)
+}
+
+// named puts rules in the place of their numbers.
+func (v *policyView) named(text string) string {
+	words := strings.Split(text, " ")
+	for i := 1; i < len(words); i++ {
+		number, err := strconv.ParseUint(strings.TrimSuffix(words[i], ","), 10, 32)
+		if words[i-1] != "rule" || err != nil {
+			continue
+		}
+		if ref, known := v.rules.Ref(uint32(number)); known {
+			words[i] += " (" + ref.String() + ")"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// watchPolicy compares the tables of policy with what was written into them all the time, and repairs them.
+func (a *agent) watchPolicy(ctx context.Context) error {
+	const subject = "tables of policy"
+	return a.policies.writer.Watch(ctx, func(found []sync.Difference, err error) {
+		for _, d := range found {
+			a.log.Warn("the kernel's policy was not as written", "table", d.Table, "key", a.policies.view.whose(d.Key), "difference", a.policies.view.named(d.Text), "repaired", d.Repaired)
+		}
+		if err != nil {
+			a.report(subject, err)
+			return
+		}
+		state.Clear(a.state.Problems, agentProblems, subject)
+	})
 }

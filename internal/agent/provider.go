@@ -31,6 +31,7 @@ func (a *agent) provider() localapi.Provider {
 	p.Maps = func(context.Context) ([]localapi.Map, error) { return a.mapList() }
 	p.DumpMap = a.dumpMap
 	p.CheckIPAM = a.checkIPAM
+	p.Check = a.check
 	p.Takeover, p.TakeOver, p.UndoTakeover = a.takeoverStatus, a.takeOver, a.undoTakeover
 	return p
 }

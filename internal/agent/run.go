@@ -102,6 +102,7 @@ func (a *agent) run(ctx context.Context) error {
 		control.NewNodes(a.Node, a.cfg, netdev.VXLANDevice, a.state, a.log).Run,
 		control.NewServices(a.state, a.Node, a.cfg.Services, a.log).Run,
 		a.policies.loop.Run,
+		a.watchPolicy,
 		func(ctx context.Context) error { return a.followNode(ctx, look, choiceFinal) },
 		a.followDevices,
 		func(ctx context.Context) error { a.keeper.Run(ctx, verifyEvery); return ctx.Err() },

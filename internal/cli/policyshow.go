@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -93,7 +94,7 @@ func (a *app) policyText(all answers[localapi.PolicyDetail]) string {
 		tier = "-"
 	}
 	v.line("Tier", tier)
-	v.line("Selects", strings.Join(first.Subjects, "; "))
+	v.line("Selects", cmp.Or(strings.Join(first.Subjects, "; "), "-"))
 	isolates := "nothing: what no rule matches is left to other policies"
 	if len(first.Isolates) > 0 {
 		isolates = strings.Join(first.Isolates, " and ") + ": what no policy allows is denied"

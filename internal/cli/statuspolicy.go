@@ -15,8 +15,8 @@ func (v *screen) policy(p localapi.PolicyStatus) {
 		return
 	}
 	v.line("Policy", v.policyText(p))
-	text := fmt.Sprintf("%s for %s, %d of them selected; %s, %s told apart", plural(p.Programs, "program"), plural(p.Pods, "pod"), p.Selected,
-		plural(p.Rules, "rule"), prefixes(p.Identities))
+	text := fmt.Sprintf("%d of %s selected, by %s in %s; %s told apart", p.Selected, plural(p.Pods, "pod"), plural(p.Rules, "rule"),
+		plural(p.Programs, "program"), prefixes(p.Identities))
 	if p.Revision > 0 {
 		text += fmt.Sprintf("; revision %d", p.Revision)
 	}

@@ -15,7 +15,7 @@ type PolicyStatus struct {
 	Enforcement string        `json:"enforcement"`     // default, always, never
 	Audit       bool          `json:"audit,omitempty"` // nothing is enforced, all of it is computed
 	Objects     []PolicyCount `json:"objects"`         // every kind and state there is
-	Pods        int           `json:"pods"`            // local pods with a program
+	Pods        int           `json:"pods"`            // on this node
 	Selected    int           `json:"selected"`        // of them selected by a policy
 	Programs    int           `json:"programs"`
 	Identities  int           `json:"identities"` // prefixes told apart

@@ -222,9 +222,13 @@ func TestRules(t *testing.T) {
 }
 
 func TestPolicyStatus(t *testing.T) {
-	got := status.PolicyOf(guardedShop(), status.PolicySources{})
+	st := guardedShop()
+	for _, pod := range []string{"db-0", "db-1", "quiet"} {
+		st.Endpoints.Insert(state.Endpoint{ContainerID: pod, IfName: "eth0", Namespace: "shop", Pod: pod})
+	}
+	got := status.PolicyOf(st, status.PolicySources{})
 	want := localapi.PolicyStatus{
-		Enforcement: "default", Pods: 2, Selected: 2, Programs: 1, Identities: 3, Rules: 5, Packets: []localapi.VerdictCount{}, Objects: []localapi.PolicyCount{
+		Enforcement: "default", Pods: 3, Selected: 2, Programs: 1, Identities: 3, Rules: 5, Packets: []localapi.VerdictCount{}, Objects: []localapi.PolicyCount{
 			{Kind: "CiliumNetworkPolicy", State: "enforced", Count: 1}, {Kind: "CiliumNetworkPolicy", State: "refused", Count: 1},
 			{Kind: "ClusterNetworkPolicy", State: "enforced", Count: 1},
 			{Kind: "NetworkPolicy", State: "audited", Count: 1}, {Kind: "NetworkPolicy", State: "enforced", Count: 1}}}
@@ -242,5 +246,47 @@ func TestPolicyStatus(t *testing.T) {
 	}
 	if gone := verdict(policy.RuleRef{Ref: dbRef, Way: policy.Egress, Path: "spec.egress[9]"}); gone != "" {
 		t.Errorf("a rule that is gone said %q", gone)
+	}
+}
+
+// What the API says is compared with what pods are judged by: a pod whose label has changed, one that is on its way, one that has no room.
+func TestCheckModel(t *testing.T) {
+	st := guardedShop()
+	for _, pod := range []string{"db-0", "db-1"} {
+		st.Endpoints.Insert(state.Endpoint{ContainerID: pod, IfName: "eth0", Namespace: "shop", Pod: pod})
+	}
+	check := func() localapi.Check {
+		t.Helper()
+		var out localapi.Check
+		if err := status.CheckModel(context.Background(), &out, st, status.PolicySources{}); err != nil {
+			t.Fatal(err)
+		}
+		status.FinishCheck(&out)
+		return out
+	}
+	// shop/two and tenants select both, as the program says.
+	program, _, _ := st.Programs.Snapshot().Get(identity.ID(0x500).String())
+	program.Policies = []policy.Ref{twoRef, tenantsRef, dbRef}
+	st.Programs.Insert(program)
+	if out := check(); len(out.Differences) != 0 || out.Rows != 2 {
+		t.Errorf("of what agrees: %+v", out)
+	}
+	program.Policies = []policy.Ref{tenantsRef, dbRef}
+	st.Programs.Insert(program)
+	want := "is judged by ClusterNetworkPolicy tenants, NetworkPolicy shop/db, selected by CiliumNetworkPolicy shop/two, ClusterNetworkPolicy tenants, NetworkPolicy shop/db"
+	if out := check(); len(out.Differences) != 2 || out.Differences[0].Key != "shop/db-0" || out.Differences[0].Text != want || out.Tables[0].Differences != 2 {
+		t.Errorf("of a policy that is left out: %+v", out)
+	}
+	go func() {
+		time.Sleep(50 * time.Millisecond)
+		program.Policies = []policy.Ref{twoRef, tenantsRef, dbRef}
+		st.Programs.Insert(program)
+	}()
+	if out := check(); len(out.Differences) != 0 {
+		t.Errorf("of a change on its way: %+v", out)
+	}
+	st.Programs.Insert(state.Program{ID: 0x501, Pods: []string{"shop/db-1"}, Error: "no room"})
+	if out := check(); len(out.Differences) != 1 || out.Differences[0].Text != "keeps what it had: no room" {
+		t.Errorf("of a program without room: %+v", out)
 	}
 }

@@ -2,9 +2,12 @@ package status
 
 import (
 	"cmp"
+	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/policy"
@@ -38,19 +41,30 @@ func PolicyOf(st *state.State, p PolicySources) localapi.PolicyStatus {
 	slices.SortFunc(out.Objects, func(a, b localapi.PolicyCount) int {
 		return cmp.Or(strings.Compare(a.Kind, b.Kind), strings.Compare(a.State, b.State))
 	})
-	pods, selected := map[string]bool{}, map[string]bool{}
+	selected := map[string]bool{}
 	for program := range st.Programs.Snapshot().All() {
 		for _, pod := range program.Pods {
-			pods[pod] = true
-			if len(program.Policies) > 0 {
-				selected[pod] = true
-			}
+			selected[pod] = selected[pod] || len(program.Policies) > 0
 		}
 	}
-	delete(pods, "") // the node itself
-	delete(selected, "")
-	out.Pods, out.Selected = len(pods), len(selected)
+	for _, pod := range localPods(st) {
+		out.Pods++
+		if selected[pod] {
+			out.Selected++
+		}
+	}
 	return out
+}
+
+// localPods returns the pods that are attached, sorted, each once.
+func localPods(st *state.State) (out []string) {
+	for e := range st.Endpoints.Snapshot().All() {
+		if e.Pod != "" {
+			out = append(out, e.Namespace+"/"+e.Pod)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // VerdictsOf returns what packets that a rule has counted met: allowed, denied, audited, or nothing for a rule that is gone.
@@ -92,6 +106,80 @@ func VerdictsOf(st *state.State, p PolicySources) func(policy.RuleRef) string {
 		}
 		return localapi.VerdictAllowed
 	}
+}
+
+// settling is how long the model may be behind the API before that is a difference.
+const settling = 500 * time.Millisecond
+
+// CheckModel adds how the policies that select local pods differ from those they are judged by. What differs is looked at again after a while:
+// it may be on its way.
+func CheckModel(ctx context.Context, out *localapi.Check, st *state.State, p PolicySources) error {
+	s := Sources{State: st, Policy: p}
+	pods := localPods(st)
+	found := s.misjudged(pods)
+	if len(found) > 0 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settling):
+		}
+		again := s.misjudged(pods)
+		for pod := range found {
+			if again[pod] == "" {
+				delete(found, pod)
+			} else {
+				found[pod] = again[pod]
+			}
+		}
+	}
+	out.Tables = append(out.Tables, localapi.CheckTable{Name: "programs", Rows: len(pods), Differences: len(found)})
+	for _, pod := range slices.Sorted(maps.Keys(found)) {
+		out.Differences = append(out.Differences, localapi.Difference{Table: "programs", Key: pod, Text: found[pod]})
+	}
+	return nil
+}
+
+// misjudged says of pods that are not judged by the policies that select them what is wrong.
+func (s Sources) misjudged(pods []string) map[string]string {
+	judges, failed := map[string][]policy.Ref{}, map[string]string{}
+	for program := range s.State.Programs.Snapshot().All() {
+		for _, pod := range program.Pods {
+			if program.Error != "" {
+				failed[pod] = program.Error
+			} else {
+				judges[pod] = program.Policies
+			}
+		}
+	}
+	out := map[string]string{}
+	for _, name := range pods {
+		if _, _, known := s.State.Pods.Snapshot().Get(name); !known || s.modeOf(name) == policy.ModeNever {
+			continue
+		}
+		peer := s.peerOfPod(name)
+		var want []policy.Ref
+		for row := range s.State.Policies.Snapshot().All() {
+			if slices.ContainsFunc(row.Specs, func(spec policy.Policy) bool { return !spec.Node && spec.Subject.Matches(&peer) }) {
+				want = append(want, row.Ref)
+			}
+		}
+		slices.SortFunc(want, policy.Ref.Compare)
+		switch have := judges[name]; {
+		case failed[name] != "":
+			out[name] = "keeps what it had: " + failed[name]
+		case !slices.Equal(want, have):
+			out[name] = "is judged by " + refsText(have) + ", selected by " + refsText(want)
+		}
+	}
+	return out
+}
+
+func refsText(refs []policy.Ref) string {
+	var names []string
+	for _, r := range refs {
+		names = append(names, r.String())
+	}
+	return cmp.Or(strings.Join(names, ", "), "nothing")
 }
 
 // CheckAddresses adds what strait ipam check has found.
