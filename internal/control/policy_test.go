@@ -256,6 +256,9 @@ func TestNoVerdictBetweenBeforeAndAfter(t *testing.T) {
 				}
 			}
 			rig.bring(next)
+			if r.IntN(8) == 0 {
+				rig.start(next) // an agent that was killed finds the change when it is back
+			}
 			rig.settle()
 			for j := range expected {
 				expected[j] = expected[j].Settled()

@@ -66,8 +66,9 @@ type Policies struct {
 	todo    pending
 	doomed  []doomed // in the order of their times
 	due     sentences
-	foreign []maps.Port // rows that nobody has written, about to be removed
-	begun   bool        // everything that is wanted has been written once
+	foreign []maps.Port       // rows that nobody has written, about to be removed
+	begun   bool              // everything that is wanted has been written once
+	bridged map[uint64]uint64 // identities on the way to others before that, and to which
 	drift   uint64
 }
 
@@ -87,7 +88,7 @@ func NewPolicies(c PolicyConfig) (*Policies, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Policies{PolicyConfig: c, rules: rules, want: newDesired(), have: have, todo: newPending()}
+	w := &Policies{PolicyConfig: c, rules: rules, want: newDesired(), have: have, todo: newPending(), bridged: map[uint64]uint64{}}
 	w.due = sentences{map[maps.PolicyKey]time.Time{}, map[maps.Port]time.Time{}}
 	w.todo.bump = have.state.Revision == 0 // never 0 when programs compare with it
 	for p := range have.prefixes {
@@ -274,7 +275,7 @@ func (w *Policies) flush() error {
 	if err := w.rules.confirm(); err != nil {
 		return err
 	}
-	for _, step := range []func() error{w.writePorts, w.writePolicies, w.writePrefixes, w.writeEnds, w.writeState} {
+	for _, step := range []func() error{w.writePorts, w.writePolicies, w.bridge, w.writePrefixes, w.writeEnds, w.writeState} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -559,41 +560,6 @@ func (w *Policies) Revision() uint32 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.have.state.Revision
-}
-
-// Rule is what a rule has counted.
-type Rule struct {
-	RuleNumber
-	Packets, Bytes uint64
-}
-
-// Rules returns every rule that has a number, with what it has counted, in the order of numbers.
-func (w *Policies) Rules() ([]Rule, error) {
-	w.mu.Lock()
-	out := make([]Rule, 0, len(w.rules.byNum))
-	for _, n := range w.rules.byNum {
-		out = append(out, Rule{RuleNumber: n})
-	}
-	w.mu.Unlock()
-	slices.SortFunc(out, func(a, b Rule) int { return cmp.Compare(a.Number, b.Number) })
-	at := make(map[uint32]int, len(out))
-	for i := range out {
-		at[out[i].Number] = i
-	}
-	err := w.Kernel.EachRule(func(c maps.RuleCount) {
-		if i, known := at[c.Rule]; known {
-			out[i].Packets, out[i].Bytes = c.Packets, c.Bytes
-		}
-	})
-	return out, err
-}
-
-// Ref returns the rule that has a number.
-func (w *Policies) Ref(number uint32) (policy.RuleRef, bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n, known := w.rules.byNum[number]
-	return n.Ref, known
 }
 
 func comparePolicies(a, b maps.PolicyKey) int {

@@ -2,6 +2,7 @@ package sync
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/strait-net/strait/internal/datapath/maps"
 	"github.com/strait-net/strait/internal/policy"
 )
 
@@ -238,4 +240,39 @@ func parseRule(line string) (RuleNumber, bool) {
 			Way: policy.Way(words[2]), Path: quoted[3],
 		},
 	}, true
+}
+
+// Rule is what a rule has counted.
+type Rule struct {
+	RuleNumber
+	Packets, Bytes uint64
+}
+
+// Rules returns every rule that has a number, with what it has counted, in the order of numbers.
+func (w *Policies) Rules() ([]Rule, error) {
+	w.mu.Lock()
+	out := make([]Rule, 0, len(w.rules.byNum))
+	for _, n := range w.rules.byNum {
+		out = append(out, Rule{RuleNumber: n})
+	}
+	w.mu.Unlock()
+	slices.SortFunc(out, func(a, b Rule) int { return cmp.Compare(a.Number, b.Number) })
+	at := make(map[uint32]int, len(out))
+	for i := range out {
+		at[out[i].Number] = i
+	}
+	err := w.Kernel.EachRule(func(c maps.RuleCount) {
+		if i, known := at[c.Rule]; known {
+			out[i].Packets, out[i].Bytes = c.Packets, c.Bytes
+		}
+	})
+	return out, err
+}
+
+// Ref returns the rule that has a number.
+func (w *Policies) Ref(number uint32) (policy.RuleRef, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n, known := w.rules.byNum[number]
+	return n.Ref, known
 }
