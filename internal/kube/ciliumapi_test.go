@@ -11,21 +11,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 )
 
 // POL-3 on a real server: manifests go in as they are, strictly validated, and come out as they do from files.
 func testReflectCilium(t *testing.T, client *Client) {
 	ctx, cancel := context.WithCancel(context.Background())
-	for _, file := range []string{"cilium.io_ciliumnetworkpolicies.yaml", "cilium.io_ciliumclusterwidenetworkpolicies.yaml"} {
-		crd, err := os.ReadFile("../../deploy/helm/strait/files/crds/" + file)
+	for _, plural := range ciliumPlurals() {
+		crd, err := os.ReadFile("../../deploy/helm/strait/files/crds/cilium.io_" + plural + ".yaml")
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := client.core.Post().AbsPath(crdPath).SetHeader("Content-Type", "application/yaml").Body(crd).Do(ctx).Error(); err != nil {
 			t.Fatal(err)
 		}
-		plural := strings.TrimSuffix(strings.TrimPrefix(file, "cilium.io_"), ".yaml")
 		eventually(t, "CRD served", func() bool { return client.cilium.Get().Resource(plural).Do(ctx).Error() == nil })
 	}
 	st := state.New()
@@ -97,6 +97,23 @@ func testReflectCilium(t *testing.T, client *Client) {
 	if err := postCilium(ctx, client, "kind: CiliumNetworkPolicy\nmetadata: {name: none, namespace: web}"); err == nil || !strings.Contains(err.Error(), "want spec or specs") {
 		t.Errorf("without a spec: %v", err)
 	}
+	for _, plural := range ciliumPlurals() {
+		if err := client.core.Delete().AbsPath(crdPath, plural+".cilium.io").Do(ctx).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "policies gone with their CRDs", func() bool {
+		for p := range st.Policies.Snapshot().All() {
+			if p.Kind == policy.CiliumNetworkPolicy || p.Kind == policy.CiliumClusterwideNetworkPolicy {
+				return false
+			}
+		}
+		return names(st.Problems) == ""
+	})
+}
+
+func ciliumPlurals() []string {
+	return []string{"ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"}
 }
 
 // postCilium creates an object from its manifest as kubectl does: fields that the schema does not know are errors.
