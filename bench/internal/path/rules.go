@@ -18,17 +18,21 @@ const (
 	lastPort       = 9 // after rr.Port
 )
 
-// rule is the k-th rule on the server: one in four for everybody, for pods by label, for addresses, for namespaces; each at a port of its own, none of
-// which the measured conversation uses.
+// rule is the k-th rule on the server, in turn for pods by label, for addresses, for namespaces, for pods of namespaces; each peer is another one, the
+// ports are those that services have. The measured conversation uses none of them.
 func rule(k int) kube.Rule {
-	r := kube.Rule{Port: 20000 + k, Protocol: "TCP"}
+	ports := []int{80, 443, 2379, 3306, 4222, 5432, 5672, 6379, 8080, 8443, 9090, 9092, 9200, 11211, 27017, 50051}
+	r := kube.Rule{Port: ports[k/4%len(ports)], Protocol: "TCP"}
+	role, team := map[string]string{"role": fmt.Sprintf("role-%d", k)}, map[string]string{"team": fmt.Sprintf("team-%d", k)}
 	switch k % 4 {
+	case 0:
+		r.Pods = role
 	case 1:
-		r.Pods = map[string]string{"role": fmt.Sprintf("role-%d", k)}
-	case 2:
 		r.CIDR = ruleCIDR(k)
+	case 2:
+		r.Namespaces = team
 	case 3:
-		r.Namespaces = map[string]string{"team": fmt.Sprintf("team-%d", k)}
+		r.Pods, r.Namespaces = role, team
 	}
 	return r
 }
@@ -142,12 +146,8 @@ func nftRules(client, server map[int]netip.Addr, n int) string {
 	var sets, rules strings.Builder
 	for k := range n {
 		// Pods and namespaces by label are the addresses that some pods happen to have.
-		if k%4 == 0 {
-			fmt.Fprintf(&rules, "tcp dport %d accept\n", 20000+k)
-			continue
-		}
 		fmt.Fprintf(&sets, "set s%d { type ipv4_addr; flags interval; elements = { %s } }\n", k, ruleCIDR(k))
-		fmt.Fprintf(&rules, "ip saddr @s%d tcp dport %d accept\n", k, 20000+k)
+		fmt.Fprintf(&rules, "ip saddr @s%d tcp dport %d accept\n", k, rule(k).Port)
 	}
 	var subject, last strings.Builder
 	for family, word := range map[int]string{4: "ip", 6: "ip6"} {
