@@ -32,6 +32,7 @@ type memory struct {
 	addrs      map[string][]netip.Addr // of attachments
 	writes     int
 	failures   int
+	blind      bool // nothing is written at all: what remains is the work of the loop and its writer
 }
 
 func newMemory(stateDir string) *memory {
@@ -44,6 +45,9 @@ func newMemory(stateDir string) *memory {
 
 // each does n writes until one fails.
 func (m *memory) each(n int, what string, write func(i int)) (done int, err error) {
+	if m.blind {
+		return n, nil
+	}
 	for i := range n {
 		if m.chance != nil && m.chance.IntN(10) == 0 {
 			m.failures++

@@ -53,6 +53,7 @@ type PoliciesConfig struct {
 type Policies struct {
 	PoliciesConfig
 	admissions chan *admission
+	checks     chan *policyCheck
 	ready      chan struct{}
 	done       []func()
 
@@ -66,6 +67,9 @@ type Policies struct {
 	retireAt  time.Time
 	refusals  map[policy.ID]refusal
 	reported  bool
+	checking  []*policyCheck
+	ownCheck  policyCheck
+	repair    bool      // a check has marked what to compute again
 	began     time.Time // when the oldest change that is not in force was seen
 }
 
@@ -85,7 +89,7 @@ type admission struct {
 // NewPolicies returns the loop. It registers with the tables it writes.
 func NewPolicies(c PoliciesConfig) *Policies {
 	p := &Policies{
-		PoliciesConfig: c, admissions: make(chan *admission), ready: make(chan struct{}),
+		PoliciesConfig: c, admissions: make(chan *admission), checks: make(chan *policyCheck), ready: make(chan struct{}),
 		peers: newPeers(c.State, c.Node, c.Config), refusals: map[policy.ID]refusal{},
 		done: []func(){c.State.Identities.Register(policyProblems), c.State.Programs.Register(policyProblems)},
 	}
@@ -205,6 +209,8 @@ func (p *Policies) wait(ctx context.Context, more [7]<-chan struct{}) error {
 		return ctx.Err()
 	case a := <-p.admissions:
 		p.waiting = append(p.waiting, a)
+	case c := <-p.checks:
+		p.checking = append(p.checking, c)
 	case <-alarm.C:
 	case <-more[0]:
 	case <-more[1]:
@@ -235,6 +241,10 @@ func (p *Policies) sleep() time.Duration {
 	earlier(p.retryAt)
 	earlier(p.retireAt)
 	earlier(p.peers.tidyAt)
+	earlier(p.ownCheck.at)
+	for _, c := range p.checking {
+		earlier(c.at)
+	}
 	for _, r := range p.refusals {
 		earlier(r.until)
 	}
@@ -270,6 +280,10 @@ func (p *Policies) step(ctx context.Context, f *policyFeeds) (more [7]<-chan str
 		p.began = now
 	}
 	p.settle(ctx, now)
+	if p.check(now); p.repair {
+		p.repair = false
+		p.settle(ctx, now)
+	}
 	return [...]<-chan struct{}{moreEndpoints, moreRemotes, moreNodes, moreSlices, moreNamespaces, morePods, morePolicies}
 }
 
