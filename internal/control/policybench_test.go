@@ -79,8 +79,8 @@ func BenchmarkPropagation(b *testing.B) {
 			r.settle()
 			b.ReportMetric(float64(filled.Milliseconds()), "ms-fill")
 			b.ReportMetric(float64(time.Since(begin).Milliseconds()), "ms-first")
-			changes := map[string]func(i int){
-				"policy": func(i int) {
+			addPolicy := func(peer policy.Selector) func(int) {
+				return func(i int) {
 					key := state.Policy{Ref: policy.Ref{Kind: policy.NetworkPolicy, Namespace: "ns0", Name: "more"}}
 					if i%2 == 1 {
 						r.st.Policies.Delete(key.Key())
@@ -88,9 +88,13 @@ func BenchmarkPropagation(b *testing.B) {
 					}
 					key.Specs = []policy.Policy{onlyFrom("more", "x", "y")}
 					key.Specs[0].Subject = labels1("number", "3")
-					key.Specs[0].Ingress.Rules[0].Peers = []policy.Selector{labels1("tier", fmt.Sprint("tier", i/2%7))}
+					key.Specs[0].Ingress.Rules[0].Peers = []policy.Selector{peer}
 					r.st.Policies.Insert(key)
-				},
+				}
+			}
+			changes := map[string]func(i int){
+				"policy":               addPolicy(labels1("app", "app777")),
+				"policy-for-a-seventh": addPolicy(labels1("tier", "tier3")),
 				"pod-label": func(i int) {
 					pod, _, _ := r.st.Pods.Snapshot().Get("ns1/pod101")
 					pod.Labels = policy.NewLabels(map[string]string{"app": fmt.Sprint("app", i%c.identities)})
@@ -106,7 +110,7 @@ func BenchmarkPropagation(b *testing.B) {
 						Labels: policy.NewLabels(map[string]string{"app": fmt.Sprint("app", i%c.identities)})})
 				},
 			}
-			for _, name := range []string{"policy", "pod-label", "namespace-label", "new-pod"} {
+			for _, name := range []string{"policy", "policy-for-a-seventh", "pod-label", "namespace-label", "new-pod"} {
 				b.Run(name, func(b *testing.B) {
 					var took []time.Duration
 					for i := 0; b.Loop(); i++ {
