@@ -34,6 +34,7 @@
 #include "lib/lb_packet.h"
 #include "lib/front.h"
 #include "lib/stack.h"
+#include "lib/host.h"
 #include "lib/world.h"
 #include "lib/reject.h"
 #include "lib/dsr.h"

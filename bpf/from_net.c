@@ -24,7 +24,7 @@ static __noinline int from_net_track(struct __sk_buff *skb, struct packet *p)
 	why = policy_known(p, ct, dir);
 	if (why)
 		return why;
-	ct_update(ct, p, dir);
+	ct_count(ct, p, dir);
 	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
 

@@ -14,7 +14,7 @@ static __noinline int from_pod_answer(struct __sk_buff *skb, const struct packet
 static __noinline int from_pod_foreign(struct __sk_buff *skb, struct packet *p, struct packet *seen,
 				       const struct ct_entry *client)
 {
-	struct ct_policy said;
+	struct ct_policy said = {};
 	int why = policy_first(seen, false, &said);
 
 	if (why)

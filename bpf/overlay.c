@@ -58,7 +58,7 @@ static __noinline int from_vx_track(struct __sk_buff *skb, struct packet *p)
 	why = policy_known(p, ct, dir);
 	if (why)
 		return why;
-	ct_update(ct, p, dir);
+	ct_count(ct, p, dir);
 	return ct_turned(ct, dir) ? front_turn(skb, p, ct) : 0;
 }
 
@@ -128,8 +128,11 @@ int strait_to_vx(struct __sk_buff *skb)
 	remote = ipcache_lookup(&p.dst);
 	if (!remote || !(remote->flags & REMOTE_TUNNEL))
 		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
-	if ((p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p)) < 0)
-		return drop(skb, REASON_REWRITE);
+	why = p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p);
+	if (!why && host_guarded())
+		why = -host_out(skb, &p);
+	if (why < 0)
+		return drop(skb, -why);
 	if (STACK_SHARES) {
 		why = stack_sends(&p);
 		if (why < 0)

@@ -5,9 +5,11 @@ static __always_inline int to_net_own(struct __sk_buff *skb, struct packet *p)
 {
 	int rc = p->flags & PACKET_ERROR ? error_own(skb, p) : front_own(skb, p);
 
-	if (rc < 0)
-		return drop(skb, REASON_REWRITE);
-	return rc ? finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC) : TC_ACT_UNSPEC;
+	if (rc > 0)
+		return finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC);
+	if (!rc && host_guarded())
+		rc = -host_out(skb, p);
+	return rc ? drop(skb, -rc) : TC_ACT_UNSPEC;
 }
 
 SEC("tcx/egress")

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Connections: one entry each, kept exactly when one end is a pod of this node.
+/* Connections: one entry each, kept exactly when one end is a pod of this node, or the node while it has a policy.
  *
  *   (none) --first packet--> begun --packet from the other end--> CT_REPLIED
  *   TCP: FIN from both ends or RST --> closed; a SYN on a closed or idle entry begins it anew.
@@ -126,6 +126,8 @@ static __noinline void ct_restart(struct ct_entry *ct, __u32 dir)
 {
 	__u32 keep = dir == !!(ct->flags & CT_HI_BEGAN) ? ct->flags & CT_NAT : 0;
 
+	if (ct->flags & CT_VIRTUAL)
+		keep |= CT_STACK | CT_VIRTUAL;
 	ct->began = ct_now();
 	ct->last_seen = ct->began / CT_SECOND;
 	ct->packets[0] = ct->packets[1] = 0;
@@ -148,15 +150,12 @@ static __always_inline bool ct_over(const struct ct_entry *ct, __u8 proto)
 	return ct_closed(ct->flags) || ct_idle(ct) > ct_idle_limit(ct->flags, proto);
 }
 
-/* Counts a packet. Flags and last_seen are written only when they change: the line is shared by both directions' CPUs. */
-static __always_inline __u32 ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
+/* Counts a packet that begins nothing anew. Flags and last_seen are written only when they change: the line is shared by both directions'
+ * CPUs. */
+static __always_inline __u32 ct_count(struct ct_entry *ct, const struct packet *p, __u32 dir)
 {
 	__u32 flags = ct->flags, tick = ct_tick(), set = 0, news = 0;
 
-	if (packet_begins_tcp(p) && ct_over(ct, p->proto)) {
-		ct_restart(ct, dir);
-		flags = ct->flags;
-	}
 	if (dir != !!(flags & CT_HI_BEGAN))
 		set |= CT_REPLIED;
 	if (p->tcp_flags & TCP_FIN)
@@ -176,6 +175,14 @@ static __always_inline __u32 ct_update(struct ct_entry *ct, const struct packet 
 	__sync_fetch_and_add(&ct->packets[dir], 1);
 	__sync_fetch_and_add(&ct->bytes[dir], p->end - L3_OFF);
 	return news;
+}
+
+/* Counts a packet. */
+static __always_inline __u32 ct_update(struct ct_entry *ct, const struct packet *p, __u32 dir)
+{
+	if (packet_begins_tcp(p) && ct_over(ct, p->proto))
+		ct_restart(ct, dir);
+	return ct_count(ct, p, dir);
 }
 
 static __always_inline struct ct_entry *ct_find(const struct packet *p, struct ct_key *key, __u32 *dir)
@@ -202,7 +209,7 @@ static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, _
 	ct = bpf_map_lookup_elem(&strait_ct, k); /* another CPU was faster */
 	if (!ct)
 		return 0;
-	ct_update(ct, p, dir);
+	ct_count(ct, p, dir);
 	return 1;
 }
 

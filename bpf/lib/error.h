@@ -157,7 +157,7 @@ __noinline int error_to_sender(struct __sk_buff *skb, struct packet *p)
 	return error_rewrite(skb, p, &in, &t) ? REASON_UNRELATED_ICMP : 0;
 }
 
-/* By the node's own stack, about a packet it got as a backend. 1: translated, 0: not one of those, -1: unusable. */
+/* By the node's own stack, about a packet it got as a backend. 1: translated, 0: not one of those, -REASON_REWRITE: unusable. */
 __noinline int error_own(struct __sk_buff *skb, struct packet *p)
 {
 	struct error_turn t;
@@ -168,7 +168,7 @@ __noinline int error_own(struct __sk_buff *skb, struct packet *p)
 	error_unturned(&t, p, &in);
 	if (error_service(p, &in, &t) != REASON_TO_CLIENT)
 		return 0;
-	return error_rewrite(skb, p, &in, &t) ? -1 : 1;
+	return error_rewrite(skb, p, &in, &t) ? -REASON_REWRITE : 1;
 }
 
 /* About an answer of a backend here to a client that another node has sent: that node may have passed the error on. */
@@ -262,6 +262,12 @@ __noinline int error_pod_name(const struct packet *p, const struct packet *in, s
 	return 1;
 }
 
+/* About the tunnel's own packets, whose connections nobody knows. */
+static __always_inline bool error_tunnel(const struct packet *in)
+{
+	return cfg_vxlan_port && in->proto == IPPROTO_UDP && in->dport == bpf_htons(cfg_vxlan_port);
+}
+
 /* An error to an address of the node or of a service, about a packet that was translated here. Who it is for, *p being translated by
  * now; 0: the node itself; minus the reason why it does not go on. */
 __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
@@ -270,8 +276,10 @@ __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
 	struct packet in = {};
 	int why, denied;
 
-	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst))
+	if (!p)
 		return 0;
+	if (!packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst))
+		return policy_host(p) ? -REASON_UNRELATED_ICMP : 0;
 	error_unturned(&t, p, &in);
 	why = error_inside_name(p, &in, &t);
 	if (why == REASON_TO_LOCAL_POD)
@@ -279,7 +287,7 @@ __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
 	else if (!why)
 		why = error_service(p, &in, &t);
 	if (!why)
-		return 0;
+		return error_tunnel(&in) ? 0 : -policy_error(&in);
 	if (p->ttl <= 1)
 		return -REASON_TTL_EXCEEDED;
 	if (error_rewrite(skb, p, &in, &t))

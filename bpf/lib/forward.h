@@ -152,7 +152,7 @@ static __noinline int forward_account(const struct packet *seen, __be16 port)
 static __noinline int forward_foreign(const struct packet *p, const struct nat_entry *e)
 {
 	struct packet real = *p;
-	struct ct_policy said;
+	struct ct_policy said = {};
 
 	real.dst = e->client;
 	real.dport = e->client_port;
@@ -175,7 +175,7 @@ static __noinline int forward_answer(struct __sk_buff *skb, struct packet *p, co
 			return drop(skb, why);
 	}
 	if (!forward_account(&seen, p->dport))
-		return to_stack(skb);
+		return LB_NO_SERVICE;
 	frag_resolve(p);
 	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_CLIENT);
 }
@@ -190,8 +190,8 @@ static __always_inline bool forward_carrier(const struct packet *p)
 	return !bpf_map_lookup_elem(&strait_service, &front); /* an address of a service may have the same port */
 }
 
-/* What comes from another machine and is for no pod here: an answer to a pod or to a client of a service, a packet to a service, or the
- * stack's. */
+/* What comes from another machine and is for no pod here: an answer to a pod or to a client of a service, a packet to a service.
+ * LB_NO_SERVICE: it is the stack's. */
 static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 {
 	struct nat_entry *e;
@@ -214,16 +214,21 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 	rc = STACK_SHARES ? stack_holds(p) : 0;
 	if (rc < 0)
 		return drop(skb, -rc);
-	if (cfg_services == SERVICE_MODE_OFF || rc || forward_carrier(p))
+	if (rc)
 		return to_stack(skb);
-	rc = forward_service(skb, p);
-	return rc == LB_NO_SERVICE ? to_stack(skb) : rc;
+	if (cfg_services == SERVICE_MODE_OFF || forward_carrier(p))
+		return LB_NO_SERVICE;
+	return forward_service(skb, p);
 }
 
 static __always_inline int forward_node(struct __sk_buff *skb, struct packet *p)
 {
 	int rc = forward_way(skb, p);
 
+	if (rc == LB_NO_SERVICE) {
+		rc = host_guarded() ? host_in(p) : 0;
+		return rc ? drop(skb, rc) : to_stack(skb);
+	}
 	return rc == LB_TOO_BIG ? reject_size(skb, p) : rc;
 }
 

@@ -43,7 +43,7 @@ static __noinline struct ct_entry *front_enter(const struct ct_key *k, __u32 dir
  * towards the same backend by another way. */
 static __noinline int front_track(const struct packet *seen, const struct addr *front, __be16 port)
 {
-	struct ct_policy said;
+	struct ct_policy said = {};
 	struct ct_key key;
 	__u32 dir;
 	struct ct_entry *ct = ct_find(seen, &key, &dir);
@@ -59,7 +59,7 @@ static __noinline int front_track(const struct packet *seen, const struct addr *
 		ct = front_enter(&key, dir, front, port, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
-	ct_update(ct, seen, dir);
+	ct_count(ct, seen, dir);
 	return 0;
 }
 
@@ -104,12 +104,14 @@ static __noinline enum reason front_turn(struct __sk_buff *skb, struct packet *p
 	return 0;
 }
 
-/* What the node's own stack sends: answers of the node as a backend get their frontend's address. 1: it was one. */
+/* What the node's own stack sends: answers of the node as a backend get their frontend's address. 1: it was one; minus the reason why it may
+ * not pass. */
 static __noinline int front_own(struct __sk_buff *skb, struct packet *p)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
+	int why;
 
 	if (p->flags & PACKET_NDP || (p->flags & PACKET_LATER && !frag_ports(p)))
 		return 0;
@@ -117,6 +119,9 @@ static __noinline int front_own(struct __sk_buff *skb, struct packet *p)
 	if (!ct || !ct_turned(ct, dir))
 		return 0;
 	frag_resolve(p);
+	why = policy_known(p, ct, dir);
+	if (why)
+		return -why;
 	ct_update(ct, p, dir);
-	return front_turn(skb, p, ct) ? -1 : 1;
+	return front_turn(skb, p, ct) ? -REASON_REWRITE : 1;
 }

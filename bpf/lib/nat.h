@@ -193,7 +193,7 @@ static __noinline struct nat_entry *nat_reverse(const struct packet *p)
 /* Tracks a pod's packet to the outside; *to becomes what it is to look like. 0, or why it cannot go. to->addr is the node's. */
 __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, struct rewrite *to)
 {
-	struct ct_policy said;
+	struct ct_policy said = {};
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir, news;
@@ -209,7 +209,7 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 		ct = ct_begin(&key, dir, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
-	news = ct_update(ct, p, dir);
+	news = ct_count(ct, p, dir);
 	/* Who has begun a connection from outside knows the pod by its own address. */
 	if (dir != !!(ct->flags & CT_HI_BEGAN) && !(ct->flags & CT_NAT)) {
 		to->addr = p->src;

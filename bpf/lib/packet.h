@@ -44,11 +44,11 @@ struct packet {
 	__u32 flags;  /* enum packet_flags */
 	__u32 l4_off; /* from the start of the frame */
 	__u16 l4_len; /* length of the L4 header */
-	__u16 icmp;   /* type << 8 | code */
+	__u16 icmp;   /* type << 8 | code; 0 if it is not ICMP */
 	__u32 end;    /* offset of the first byte behind the L3 packet */
 	__u8 proto;
 	__u8 ttl;
-	__u8 tcp_flags;
+	__u8 tcp_flags; /* 0 if it is not TCP */
 	__u8 pad;
 };
 
@@ -92,13 +92,13 @@ static __always_inline bool packet_has_l4(__u8 proto)
 /* A SYN that begins a connection. */
 static __always_inline bool packet_begins_tcp(const struct packet *p)
 {
-	return p->proto == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-/* An ICMP message that answers to nothing sent before: not an echo reply. Of a later fragment nobody knows. */
+/* An ICMP message that answers to nothing sent before: no echo reply. Of a later fragment nobody knows. */
 static __always_inline bool packet_begins_icmp(const struct packet *p)
 {
-	return packet_is_icmp(p->proto) && !(p->flags & (PACKET_ECHO_REPLY | PACKET_LATER));
+	return p->icmp && !(p->flags & PACKET_ECHO_REPLY);
 }
 
 static __always_inline bool packet_l3_v4(struct __sk_buff *skb, __u32 off, struct packet *p)

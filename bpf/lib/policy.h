@@ -5,7 +5,7 @@
  *   no entry --allowed--> entry of this revision --policies change--> judged again with each packet until allowed
  *
  * What is judged are the real ends: a backend, not its service; a pod, not the address that stands for it outside. The egress of who began
- * is judged if that is a pod of this node, and the ingress of the other end if that is one.
+ * is judged if that is a pod of this node, and the ingress of the other end if that is one; likewise the node itself if it has a policy.
  */
 #pragma once
 
@@ -82,21 +82,43 @@ static __always_inline void policy_account(const struct packet *p, const struct 
 		policy_count(v->audit_rule, bytes);
 }
 
+/* The policy of who has an address: a pod of this node, or the node; 0: none. */
+static __always_inline __u64 policy_of(struct ipcache_key *k)
+{
+	struct node_state *node = policy_node();
+	struct endpoint *ep = endpoint_lookup(&k->addr);
+	struct remote *r;
+
+	if (ep || !node || !node->policy)
+		return ep ? ep->policy : 0;
+	k->prefix_len = 128;
+	r = bpf_map_lookup_elem(&strait_ipcache, k);
+	return r && r->flags & REMOTE_HOST ? node->policy : 0;
+}
+
+/* The packet is to the node, which has a policy. */
+static __noinline bool policy_host(const struct packet *p)
+{
+	struct ipcache_key k = { .addr = p->dst };
+
+	return policy_of(&k) != 0;
+}
+
 /* Judges one direction at the end it belongs to; *rule becomes what decided. 0, or why not. */
 static __noinline int policy_end(const struct packet *p, bool answer, enum policy_direction direction, __u32 *rule)
 {
 	bool own = answer == (direction == POLICY_INGRESS); /* it is the packet's sender whose policy is asked */
 	struct policy_verdict *v;
-	struct endpoint *ep;
 	union policy_keys k;
+	__u64 policy;
 
 	k.peer.addr = own ? p->src : p->dst;
-	ep = endpoint_lookup(&k.peer.addr);
-	if (!ep || !ep->policy)
+	policy = policy_of(&k.peer);
+	if (!policy)
 		return 0;
 	k.peer.addr = own ? p->dst : p->src;
 	k.peer.prefix_len = 128;
-	v = policy_verdict(&k, ep->policy, direction, p, answer);
+	v = policy_verdict(&k, policy, direction, p, answer);
 	if (!v)
 		return REASON_POLICY_MISSING;
 	*rule = v->rule;
@@ -200,7 +222,7 @@ static __always_inline int policy_known(const struct packet *p, struct ct_entry 
 /* Enters a connection with its first packet, if policy allows it. 0, or why not. */
 static __noinline int policy_enter(const struct packet *p, const struct ct_key *key, __u32 dir)
 {
-	struct ct_policy said;
+	struct ct_policy said = {};
 	int why = policy_first(p, false, &said);
 
 	if (why)
@@ -225,7 +247,7 @@ static __always_inline int policy_track(const struct packet *p, struct ct_entry 
 	why = policy_known(p, ct, dir);
 	if (why)
 		return why;
-	ct_update(ct, p, dir);
+	ct_count(ct, p, dir);
 	if (ct_turned(ct, dir))
 		*turned = ct;
 	return 0;
@@ -239,17 +261,11 @@ static __noinline int policy_follow(const struct packet *p)
 	return policy_track(p, &turned);
 }
 
-static __always_inline bool policy_guards(const struct addr *a)
-{
-	struct endpoint *ep = endpoint_lookup(a);
-
-	return ep && ep->policy;
-}
-
 /* An ICMP error may pass if the connection it speaks about may: in, between its real ends. 0, or why not. Of connections that are not known
  * only pods without policies hear. */
 __noinline int policy_error(struct packet *in)
 {
+	struct ipcache_key end;
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
@@ -261,7 +277,9 @@ __noinline int policy_error(struct packet *in)
 		in->flags |= PACKET_COUNTED;
 		return policy_known(in, ct, dir);
 	}
-	key.lo = in->src;
-	key.hi = in->dst;
-	return policy_guards(&key.lo) || policy_guards(&key.hi) ? REASON_UNRELATED_ICMP : 0;
+	end.addr = in->src;
+	if (policy_of(&end))
+		return REASON_UNRELATED_ICMP;
+	end.addr = in->dst;
+	return policy_of(&end) ? REASON_UNRELATED_ICMP : 0;
 }

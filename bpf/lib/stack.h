@@ -41,17 +41,24 @@ static __noinline struct ct_entry *stack_enter(const struct ct_key *key, __u32 d
 	return ct;
 }
 
+/* Whether another proxy serves a service at an address. */
+static __noinline bool stack_served(const struct addr *addr, __be16 port, __u8 proto)
+{
+	struct sockaddr_key front = { .addr = *addr, .port = port, .proto = proto };
+
+	if (bpf_map_lookup_elem(&strait_service, &front))
+		return true;
+	return ipcache_flags(addr) & REMOTE_HOST && lb_wildcard(&front, true);
+}
+
 /* Whether the packet of a pod is to a service that another proxy serves: then its connection is the stack's. */
 static __noinline int stack_serves(const struct packet *p)
 {
-	struct sockaddr_key front = { .addr = p->dst, .port = p->dport, .proto = p->proto };
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir;
 
-	if (cfg_services == SERVICE_MODE_ON || !lb_has_port(p))
-		return 0;
-	if (!bpf_map_lookup_elem(&strait_service, &front) && !(ipcache_flags(&p->dst) & REMOTE_HOST && lb_wildcard(&front, true)))
+	if (cfg_services == SERVICE_MODE_ON || !lb_has_port(p) || !stack_served(&p->dst, p->dport, p->proto))
 		return 0;
 	ct = ct_find(p, &key, &dir);
 	if (ct && ct->flags & CT_SERVICE && !(packet_begins_tcp(p) && ct_closed(ct->flags)))

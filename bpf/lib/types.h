@@ -78,7 +78,7 @@ enum ct_flags {
 	    1 << 7,	 /* front_addr/front_port stand for the other end towards the beginner: the backend's side of a service */
 	CT_DSR = 1 << 8, /* with CT_SERVICE: the backend's node answers the client itself */
 	CT_STACK = 1 << 9,    /* the node's stack translates this connection: packets of the other end go through it */
-	CT_VIRTUAL = 1 << 10, /* with CT_STACK: the other end is a service's address, policy judges where the backend is known */
+	CT_VIRTUAL = 1 << 10, /* with CT_STACK: an end stands for another one in the stack, policy judges where both are known */
 };
 
 struct ct_entry {

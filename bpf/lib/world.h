@@ -71,7 +71,7 @@ static __noinline int world_stack(struct __sk_buff *skb, struct packet *p)
  * NULL: the pod's connection has another port by now. */
 static __noinline int world_track(const struct packet *p, const struct packet *seen, struct ct_entry **found)
 {
-	struct ct_policy said;
+	struct ct_policy said = {};
 	struct ct_key key;
 	struct ct_entry *ct;
 	__u32 dir;
@@ -97,7 +97,7 @@ static __noinline int world_track(const struct packet *p, const struct packet *s
 	return 0;
 }
 
-/* A reply to a masqueraded connection; whatever else comes to an address of the node is the node's own. */
+/* A reply to a masqueraded connection; LB_NO_SERVICE: whatever else comes to an address of the node is the node's own. */
 static __noinline int world_return(struct __sk_buff *skb, struct packet *p, const struct nat_entry *e)
 {
 	struct packet seen = *p;
@@ -111,12 +111,12 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 		seen.sport = seen.dport;
 	ep = endpoint_lookup(&seen.dst);
 	if (!ep)
-		return to_stack(skb);
+		return LB_NO_SERVICE;
 	why = world_track(p, &seen, &ct);
 	if (why)
 		return drop(skb, why);
 	if (!ct)
-		return to_stack(skb);
+		return LB_NO_SERVICE;
 	if (!frag_resolve(p) || p->ttl <= 1)
 		return drop(skb, REASON_TTL_EXCEEDED);
 	if (STACK_SHARES && ct->flags & CT_STACK) { /* which has chosen the other end in place of a service */

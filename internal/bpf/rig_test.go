@@ -260,11 +260,12 @@ func (r *rig) populate(f family) {
 
 // context is the part of struct __sk_buff that a test run takes and gives.
 type context struct {
-	_       [40]byte
-	Ifindex uint32
-	_       [132]byte
-	GsoSize uint32
-	_       [12]byte
+	_              [36]byte
+	IngressIfindex uint32
+	Ifindex        uint32
+	_              [132]byte
+	GsoSize        uint32
+	_              [12]byte
 }
 
 // step is one packet through one program.
