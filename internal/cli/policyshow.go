@@ -212,16 +212,12 @@ func (a *app) since(t time.Time) string {
 	return a.age(t)
 }
 
-// rulePlace is where a rule stands: "spec.ingress[0]", "ingress, nothing else", in front of it the policy when that is not clear.
+// rulePlace is where a rule stands, in front of it the policy when that is not clear.
 func rulePlace(n localapi.RuleName, full bool) string {
-	text := n.Path
-	if text == "" {
-		text = n.Direction + ", nothing else"
-	}
 	if full {
-		text = n.PolicyName.String() + " " + text
+		return n.String()
 	}
-	return text
+	return n.Place()
 }
 
 func titled(title string) string {

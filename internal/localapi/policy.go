@@ -99,6 +99,17 @@ type RuleName struct {
 	Path      string `json:"path,omitempty"` // in the object; empty: what no rule of it matches
 }
 
+// Place returns where the rule is in its object: "spec.ingress[0]", or "ingress, nothing else".
+func (n RuleName) Place() string {
+	if n.Path == "" {
+		return n.Direction + ", nothing else"
+	}
+	return n.Path
+}
+
+// String returns "NetworkPolicy shop/web spec.ingress[0]".
+func (n RuleName) String() string { return n.PolicyName.String() + " " + n.Place() }
+
 // Rules is the answer of /v1/rules: what every rule of every policy has counted on this node.
 type Rules struct {
 	At    time.Time `json:"at"` // when they were read

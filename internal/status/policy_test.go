@@ -152,7 +152,7 @@ func ruleLine(r localapi.Rule) string {
 		used += " audited"
 	}
 	if r.Shadowed != nil {
-		used += " shadowed by " + r.Shadowed.String() + " " + r.Shadowed.Path
+		used += " shadowed by " + r.Shadowed.String()
 	}
 	return fmt.Sprintf("%s %s %q %s %s; %s %d%s", r.PolicyName, r.Direction, r.Path, r.Action, strings.Join(r.Peers, ", "), strings.Join(r.Ports, ", "), r.Count.Packets, used)
 }

@@ -49,7 +49,7 @@ func TestVerdict(t *testing.T) {
 		asked string // of the kernel
 	}{
 		{"a pod elsewhere to a pod here", tcp("shop/web-1", "shop/db-0", 5432),
-			"unknown\ningress shop/db-0 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants\negress elsewhere on n2",
+			"unknown\ningress shop/db-0 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]\negress elsewhere on n2",
 			"10.1.0.5 ingress 10.2.0.5 5432/TCP, fd00::5 ingress fd00::2:5 5432/TCP"},
 		{"denied, and what is missing", tcp("shop/web-1", "shop/db-0", 5433),
 			"denied\ningress shop/db-0 denied: NetworkPolicy shop/db isolates it and no rule allows this\n- NetworkPolicy shop/db spec.ingress[0]: port 5433/TCP, want 5432/TCP\n- NetworkPolicy shop/db spec.ingress[1]: peer address 10.2.0.5, want one in 10.20.0.0/16; port 5433/TCP, want 9100/TCP\negress elsewhere on n2", ""},
@@ -58,14 +58,14 @@ func TestVerdict(t *testing.T) {
 		{"the outside is where no policy looks", tcp("shop/db-0", "world", 443), "allowed\negress shop/db-0 allowed: no policy isolates it",
 			"10.1.0.5 egress 198.51.100.1 443/TCP, fd00::5 egress 2001:db8::1 443/TCP"},
 		{"an address of a pod", tcp("10.2.0.5", "10.1.0.5", 5432),
-			"unknown\ningress shop/db-0 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants\negress elsewhere on n2", ""},
+			"unknown\ningress shop/db-0 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]\negress elsewhere on n2", ""},
 		{"by the name of a port", localapi.VerdictQuestion{Source: "world", Destination: "shop/db-0", Protocol: 6, PortName: "sql"},
-			"allowed\ningress shop/db-0 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants", ""},
+			"allowed\ningress shop/db-0 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]", ""},
 		{"its own node", tcp("host", "shop/db-1", 5432),
-			"allowed\negress node n1 IPv4 allowed: nothing is enforced here\ningress shop/db-1 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants",
+			"allowed\negress node n1 IPv4 allowed: nothing is enforced here\ningress shop/db-1 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]",
 			"the node egress 10.1.0.6 5432/TCP, 10.1.0.6 ingress 10.0.0.1 5432/TCP"},
 		{"a pod with its node's network elsewhere", tcp("shop/logger", "shop/db-1", 5432),
-			"allowed\ningress shop/db-1 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants", ""},
+			"allowed\ningress shop/db-1 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]", ""},
 		{"a ping has a type for each family", localapi.VerdictQuestion{Source: "shop/web-1", Destination: "shop/db-0", Protocol: 1, Port: 8 << 8},
 			"denied\ningress shop/db-0 denied: NetworkPolicy shop/db isolates it and no rule allows this\n- NetworkPolicy shop/db spec.ingress[0]: port ICMP 8/0, want 5432/TCP\n- NetworkPolicy shop/db spec.ingress[1]: peer address 10.2.0.5, want one in 10.20.0.0/16; port ICMP 8/0, want 9100/TCP\negress elsewhere on n2",
 			"10.1.0.5 ingress 10.2.0.5 2048/ICMP, fd00::5 ingress fd00::2:5 32768/ICMPv6"},
@@ -110,7 +110,7 @@ func verdictLines(v localapi.PolicyVerdict) string {
 			line += " " + s.Verdict + ": " + s.Text
 		}
 		if s.Would != "" {
-			line += ", would be " + s.Would + " by " + s.WouldRule.PolicyName.String()
+			line += ", would be " + s.Would + " by " + s.WouldRule.String()
 		}
 		lines = append(lines, line)
 		for _, m := range s.Misses {
