@@ -38,7 +38,7 @@ func TestProgramsAgreeWithDocuments(t *testing.T) {
 	packets := func() int { return p.seen["pass"] + p.seen["egress"] + p.seen["ingress"] }
 	for i := uint64(0); packets() < want; i++ {
 		dice := rand.New(rand.NewPCG(start, i))
-		o := sample.Options{Policies: 6, DefaultMode: i%4 != 0}
+		o := sample.Options{Policies: 6, DefaultMode: i%4 != 0, HostPolicy: true}
 		c := sample.Cluster(dice, o)
 		next := sample.Relabel(dice, o, c)
 		if i%2 == 0 {
@@ -75,6 +75,7 @@ type policyProperty struct {
 	rig     *rig
 	numbers map[policy.RuleRef]uint32
 	pods    []netip.Addr
+	guarded bool              // the node has a policy
 	was     map[uint32]uint64 // packets of rules
 	seen    map[string]int
 }
@@ -105,10 +106,23 @@ func (p *policyProperty) neighbourhood() {
 	}
 }
 
-// meets reports whether the connection meets policy on this node. Neighbour discovery (types 133 to 137) is a link's own.
+// meets reports whether the connection meets policy on this node. ICMP errors belong to the connections they speak about, neighbour discovery
+// (types 133 to 137) to a link, and what is meant for many to nobody.
 func (p *policyProperty) meets(c *eval.Cluster, conn eval.Connection) bool {
-	if kind := conn.Port >> 8; conn.Protocol == policy.ICMPv6 && kind >= 133 && kind <= 137 {
-		return false
+	switch kind := conn.Port >> 8; conn.Protocol {
+	case policy.ICMPv6:
+		if kind < 128 || kind >= 133 && kind <= 137 {
+			return false
+		}
+	case policy.ICMP:
+		if kind == 3 || kind == 4 || kind == 5 || kind == 11 || kind == 12 {
+			return false
+		}
+	}
+	for _, a := range []netip.Addr{conn.From, conn.To} {
+		if a.IsMulticast() || a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsLoopback() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+			return false
+		}
 	}
 	here := func(a netip.Addr) bool {
 		for i := range c.Pods {
@@ -120,7 +134,7 @@ func (p *policyProperty) meets(c *eval.Cluster, conn eval.Connection) bool {
 		}
 		return false
 	}
-	return here(conn.From) || here(conn.To)
+	return here(conn.From) || here(conn.To) || p.guarded && (c.NodeOf(conn.From) == ownNode || c.NodeOf(conn.To) == ownNode)
 }
 
 // enforce brings a cluster's policy into the maps.
@@ -132,8 +146,8 @@ func (p *policyProperty) enforce(c *eval.Cluster) error {
 	for _, a := range p.pods {
 		p.rig.check(p.rig.objs.StraitEndpoint.Delete(AddrFrom(a)))
 	}
-	p.pods = nil
 	rows := policyRows{identities: map[netip.Prefix]uint64{}, policies: map[PolicyKey]PolicyEntry{}, ports: map[PortKey]PolicyVerdict{}, pods: map[netip.Addr]uint64{}}
+	p.pods, p.guarded, rows.node = nil, tables.Node != 0, uint64(tables.Node)
 	for prefix, id := range tables.Identities {
 		rows.identities[prefix.Netip()] = uint64(id)
 	}
@@ -201,8 +215,12 @@ func (p *policyProperty) both(c, next *eval.Cluster, conns []eval.Connection) er
 			open = append(open, f)
 		}
 	}
+	guarded := p.guarded
 	if err := p.enforce(next); err != nil {
 		return err
+	}
+	if guarded != p.guarded {
+		return nil // connections of the node that are older than its policy have no entries
 	}
 	for _, f := range open {
 		passed := false
@@ -318,7 +336,11 @@ func (p *policyProperty) packet(f attempt, which packetOf) step {
 		return step{what: "from pod", prog: r.objs.StraitFromPod, in: s.bytes(r.t)}
 	}
 	if r.objs.StraitIpcache.Lookup(IpcacheKeyFrom(host(from.Addr())), &owner) == nil && owner.Flags&RemoteHost != 0 {
-		return step{what: "from this node", prog: r.objs.StraitToPod, in: s.bytes(r.t)}
+		prog := r.objs.StraitToNet
+		if r.objs.StraitEndpoint.Lookup(AddrFrom(to.Addr()), &ep) == nil {
+			prog = r.objs.StraitToPod
+		}
+		return step{what: "from this node", prog: prog, in: s.bytes(r.t)}
 	}
 	return step{what: "from the network", prog: r.objs.StraitFromNet, in: r.fromNet(s)}
 }
