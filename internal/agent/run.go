@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/strait-net/strait/internal/control"
 	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/datapath/sync"
+	"github.com/strait-net/strait/internal/enforcement"
 	"github.com/strait-net/strait/internal/ipam"
 	"github.com/strait-net/strait/internal/kube"
 	"github.com/strait-net/strait/internal/localapi"
@@ -93,7 +95,7 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.policies.writer.Close()
-	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log}); err != nil {
+	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log, More: a.furtherPaths()}); err != nil {
 		return err
 	}
 	loops := []func(context.Context) error{
@@ -295,4 +297,11 @@ func (a *agent) serveAPI(ctx context.Context) error {
 		return err
 	}
 	return localapi.Serve(ctx, listener, a.provider(), a.log)
+}
+
+// furtherPaths are those that other parts of Strait ask for on the address of the metrics.
+func (a *agent) furtherPaths() map[string]http.Handler {
+	return map[string]http.Handler{
+		"GET " + enforcement.Path: enforcement.Handler(enforcement.Tables{Node: a.Node, State: a.state}),
+	}
 }
