@@ -64,7 +64,7 @@ func (e *Events) Pool(name, uid string, severity Severity, reason, message strin
 
 // Policy records an event about an object with policies.
 func (e *Events) Policy(o state.PolicyObject, severity Severity, reason, message string) {
-	e.log.Info("event", "policy", o.Ref.String(), "severity", string(severity), "reason", reason, "message", message)
+	e.log.Info("event", "policy", o.String(), "severity", string(severity), "reason", reason, "message", message)
 	e.recorder.Event(&corev1.ObjectReference{
 		Kind: string(o.Kind), APIVersion: policyVersion(o.Kind), Namespace: o.Namespace, Name: o.Name, UID: types.UID(o.UID),
 	}, string(severity), reason, message)

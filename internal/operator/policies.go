@@ -150,10 +150,10 @@ func (v *conditions) write(ctx context.Context, o state.PolicyObject, m *memory,
 		m.written = want
 		v.metrics.conditions.Inc()
 	case errors.Is(err, kube.ErrRefused):
-		v.log.Debug("policy changed before its conditions were written", "policy", o.Ref.String(), "err", err)
+		v.log.Debug("policy changed before its conditions were written", "policy", o.String(), "err", err)
 	case ctx.Err() == nil:
 		v.metrics.conditionErrors.Inc()
-		v.log.Warn("conditions of policy not written, to be tried again", "policy", o.Ref.String(), "err", err)
+		v.log.Warn("conditions of policy not written, to be tried again", "policy", o.String(), "err", err)
 	}
 	return err
 }
