@@ -275,6 +275,43 @@ func TestNoVerdictBetweenBeforeAndAfter(t *testing.T) {
 	t.Logf("%d changes, %d writes, %d failures", changes, writes, failures)
 }
 
+// An agent that was killed finds other policies when it is back: until a pod has its new program it is judged by the old one as before, whoever
+// its peers are by now.
+func TestPoliciesChangeWhileTheAgentIsAway(t *testing.T) {
+	before := shop()
+	after := shop()
+	after.Policies = append(after.Policies, onlyFrom("near", "app", "postgres"))
+	after.Policies[0] = onlyFrom("db", "postgres", "app", "other")
+	after.Pods = append(after.Pods, eval.Pod{
+		Namespace: "shop", Name: "other", Node: "n2", Addresses: []netip.Addr{netip.MustParseAddr("10.244.2.9")}, Labels: policy.NewLabels(map[string]string{"app": "other"}),
+	})
+	r := newKernelRig(t, before, roomy)
+	r.settle()
+	var conns []eval.Connection
+	for _, from := range []string{"10.244.2.1", "10.244.1.2", "10.244.1.1", "10.244.9.9", "8.8.8.8"} {
+		for _, to := range []string{"10.244.1.1", "10.244.1.2"} {
+			conns = append(conns, eval.Connection{From: netip.MustParseAddr(from), To: netip.MustParseAddr(to), Protocol: policy.TCP, Port: 80})
+		}
+	}
+	expected := model.Expect(before, after, self, conns)
+	r.kernel.looked = func(what string) {
+		for _, e := range expected {
+			if err := e.Check(r.kernel.Tables); err != nil {
+				t.Fatalf("after %s: %v", what, err)
+			}
+		}
+	}
+	r.bring(after)
+	r.start(after)
+	r.settle()
+	for i := range expected {
+		expected[i] = expected[i].Settled()
+	}
+	r.kernel.looked("everything")
+	r.tidy()
+	r.nothingMore()
+}
+
 // nothingMore fails when the tables have programs or identities that nothing uses.
 func (r *kernelRig) nothingMore() {
 	r.t.Helper()
