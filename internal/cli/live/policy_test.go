@@ -201,6 +201,7 @@ func TestPolicyCommands(t *testing.T) {
 		{[]string{"policy", "top", "--denied", "--interval", "500ms"}, 0, []string{"NetworkPolicy shop/db ingress, nothing else"}},
 		{[]string{"policy", "unused"}, 0, []string{"NetworkPolicy shop/db spec.ingress[2]", "CIDR 10.20.0.0/16"}},
 		{[]string{"policy", "shadowed"}, 0, []string{"NetworkPolicy shop/db spec.ingress[1]", "spec.ingress[0]"}},
+		{[]string{"policy", "verdict", "shop/batch-1", "shop/db-0:5432"}, 1, []string{"denied: shop/batch-1", "not asked", "Nearest to allowing ingress of shop/db-0", "peer label app=batch, want app=web"}},
 		{[]string{"get", "pods"}, 0, []string{"web-1", "app=web", "sql 5432/TCP"}},
 		{[]string{"get", "namespaces"}, 0, []string{"tenant=b"}},
 		{[]string{"get", "identities"}, 0, []string{"pods app=web in namespace shop", "pods in namespaces with tenant=b", "own node"}},
