@@ -42,11 +42,13 @@ func (*service) Echo(e Echo, _ *Nothing) error {
 
 // Turn sends datagrams of one flow all the time and waits until they begin to be answered, or cease to be.
 type Turn struct {
-	Pod     string // client's namespace
-	To      netip.AddrPort
+	Pod string // client's namespace
+	To  netip.AddrPort
+	// Witness answers always, on the same node: what it has not answered either was not denied, somebody had no CPU.
+	Witness netip.AddrPort
 	Allowed bool          // what to wait for
 	Every   time.Duration // between datagrams
-	Silence time.Duration // how long nothing may come back before the flow counts as denied
+	Silence time.Duration // over how many datagrams nothing but the witness may answer before the flow counts as denied
 	Timeout time.Duration
 }
 
@@ -54,16 +56,21 @@ type Turn struct {
 // allowed: when the first answer came.
 func (*service) Turn(t Turn, turned *Moment) error {
 	return in(t.Pod, func() error {
-		conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(t.To))
+		subject, err := dial(t.To)
 		if err != nil {
-			return fmt.Errorf("open socket: %w", err)
+			return err
 		}
-		f := &flow{conn: conn, answered: -1}
-		var receiver sync.WaitGroup
-		receiver.Go(f.receive)
-		defer receiver.Wait()
-		defer func() { _ = conn.Close() }()
-		*turned, err = f.run(t)
+		witness, err := dial(t.Witness)
+		if err != nil {
+			return errors.Join(err, subject.conn.Close())
+		}
+		var receivers sync.WaitGroup
+		defer receivers.Wait() // when both are closed
+		for _, f := range []*flow{subject, witness} {
+			receivers.Go(f.receive)
+			defer func() { _ = f.conn.Close() }()
+		}
+		*turned, err = run(t, subject, witness)
 		return err
 	})
 }
@@ -71,11 +78,18 @@ func (*service) Turn(t Turn, turned *Moment) error {
 // flow is a stream of numbered datagrams.
 type flow struct {
 	conn *net.UDPConn
-	sent []Moment // by number; of the sender
 
 	mu       sync.Mutex // guards what follows, which the receiver writes
 	answered int        // highest number that came back; -1: none
 	first    Moment     // when the first came back
+}
+
+func dial(to netip.AddrPort) (*flow, error) {
+	conn, err := net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(to))
+	if err != nil {
+		return nil, fmt.Errorf("open socket: %w", err)
+	}
+	return &flow{conn: conn, answered: -1}, nil
 }
 
 func (f *flow) receive() {
@@ -98,25 +112,33 @@ func (f *flow) receive() {
 	}
 }
 
-func (f *flow) run(t Turn) (Moment, error) {
+func (f *flow) seen() (answered int, first Moment) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.answered, f.first
+}
+
+func run(t Turn, subject, witness *flow) (Moment, error) {
 	begin := Now()
+	var sent []Moment // by number
 	var number [8]byte
 	for {
-		binary.BigEndian.PutUint64(number[:], uint64(len(f.sent)))
-		f.sent = append(f.sent, Now())
-		_, _ = f.conn.Write(number[:]) // what is not sent is not answered
+		binary.BigEndian.PutUint64(number[:], uint64(len(sent)))
+		sent = append(sent, Now())
+		for _, f := range []*flow{subject, witness} {
+			_, _ = f.conn.Write(number[:]) // what is not sent is not answered
+		}
 		time.Sleep(t.Every)
-		f.mu.Lock()
-		answered, first := f.answered, f.first
-		f.mu.Unlock()
-		now := Now()
+		witnessed, _ := witness.seen()
+		answered, first := subject.seen() // later than the witness
 		switch {
 		case t.Allowed && answered >= 0:
 			return first, nil
-		case !t.Allowed && answered >= 0 && answered+1 < len(f.sent) && now.Sub(f.sent[answered+1]) > t.Silence:
-			return f.sent[answered+1], nil
-		case now.Sub(begin) > t.Timeout:
-			return 0, fmt.Errorf("datagrams to %s: %d sent, the last answered is %d after %s: %w", t.To, len(f.sent), answered, t.Timeout, errUnturned)
+		case !t.Allowed && answered >= 0 && witnessed > answered+1 && sent[witnessed].Sub(sent[answered+1]) > t.Silence:
+			return sent[answered+1], nil
+		case Now().Sub(begin) > t.Timeout:
+			return 0, fmt.Errorf("datagrams to %s: %d sent, the last answered is %d, of the witness %d, after %s: %w", t.To, len(sent), answered, witnessed, t.Timeout,
+				errUnturned)
 		}
 	}
 }

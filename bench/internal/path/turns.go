@@ -32,14 +32,17 @@ type write struct {
 func (m *Member) Turns(count int) ([]Turned, error) {
 	m.label("turn-client", map[string]string{"app": "turn-client", "side": "friend"})
 	m.label("turn-server", map[string]string{"app": "turn-server"})
-	made, err := m.pods("turn-client", "turn-server")
+	made, err := m.pods("turn-client", "turn-server", "turn-witness")
 	if err != nil {
 		return nil, err
 	}
-	if err := m.Echo(node.Echo{Pod: "turn-server", Port: turnPort}); err != nil {
-		return nil, err
+	var to [2]netip.AddrPort
+	for i, name := range []string{"turn-server", "turn-witness"} {
+		if err := m.Echo(node.Echo{Pod: name, Port: turnPort}); err != nil {
+			return nil, err
+		}
+		to[i] = netip.AddrPortFrom(made[i+1].address[4], turnPort)
 	}
-	to := netip.AddrPortFrom(made[1].address[4], turnPort)
 	kinds := map[string]*Turned{}
 	var out []*Turned
 	for i := range 2 * count {
@@ -110,15 +113,15 @@ func (m *Member) writes(pods bool) []write {
 // errTurned is returned when a verdict changes before what is to change it is written.
 var errTurned = errors.New("the verdict changed before the write")
 
-func (m *Member) turn(w write, to netip.AddrPort) (took, written time.Duration, err error) {
+func (m *Member) turn(w write, to [2]netip.AddrPort) (took, written time.Duration, err error) {
 	type seen struct {
 		at  node.Moment
 		err error
 	}
 	turned := make(chan seen, 1)
 	go func() {
-		at, err := m.Turn(node.Turn{Pod: "turn-client", To: to, Allowed: w.allowed, Every: 200 * time.Microsecond, Silence: 40 * time.Millisecond,
-			Timeout: 20 * time.Second})
+		at, err := m.Turn(node.Turn{Pod: "turn-client", To: to[0], Witness: to[1], Allowed: w.allowed, Every: 200 * time.Microsecond,
+			Silence: 20 * time.Millisecond, Timeout: 20 * time.Second})
 		turned <- seen{at, err}
 	}()
 	time.Sleep(5 * time.Millisecond) // the flow is under way
