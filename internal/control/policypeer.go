@@ -17,8 +17,8 @@ import (
 //
 // Areas are prefixes whose addresses are all the same: nodes, pod CIDRs, CIDRs of selectors, the world. Holders are pods, with whole addresses.
 // A prefix has a row in the kernel only if its selectors differ from those of the area around it. Of a pod that has no need of a row, in an
-// area whose pods are unknown, nothing is kept: so it stays as long as no selector of pods means it, because all other selectors mean an
-// unknown address of the cluster and a pod alike.
+// area whose pods are unknown, nothing is kept: so it stays as long as no selector of pods means it, and no other asks for a port by name,
+// because those mean an unknown address of the cluster and a pod alike.
 type peers struct {
 	state *state.State
 	own   string
@@ -210,11 +210,12 @@ func (p *peers) findFresh() {
 		return
 	}
 	fresh := policy.NewIndex()
-	everywhere, everyone, onlyPods := false, false, true
+	everywhere, everyone, named, onlyPods := false, false, false, true
 	namespaces := map[string]bool{}
 	for _, w := range p.fresh {
 		fresh.Add(w)
 		onlyPods = onlyPods && w.Selector.Kind == policy.SelectPods
+		named = named || w.Selector.Kind != policy.SelectPods && len(w.Ports) > 0 // an unknown address has no ports
 		switch within := namespacesOf(w.Selector); {
 		case w.Selector.Kind == policy.SelectEntity && w.Selector.Entity == policy.EntityUnmanaged:
 			everyone = true // an unknown address and a pod are not alike to it
@@ -240,11 +241,11 @@ func (p *peers) findFresh() {
 			return
 		}
 		peer := podPeer(&pod, spaces)
-		if everyone || len(fresh.Match(&peer)) > 0 {
+		if everyone || named && len(pod.Ports) > 0 || len(fresh.Match(&peer)) > 0 {
 			p.stale[pod.Key()] = true
 		}
 	}
-	if everywhere || everyone {
+	if everywhere || everyone || named {
 		for pod := range pods.All() {
 			look(pod)
 		}
