@@ -16,6 +16,7 @@ func BenchmarkEstablished(b *testing.B) {
 	for _, f := range families() {
 		r := newServiceRig(b, NetworkIsland)
 		r.check(r.objs.StraitEndpoint.Put(AddrFrom(f.podA), Endpoint{Ifindex: loopback}))
+		counted := r.ruled(f)
 		tcp := skb{src: f.podA, dst: f.podB, proto: protoTCP, sport: 40000, dport: 80, tcp: "A", ttl: 255}
 		fromTunnel := skb{src: f.tunnelPod, dst: f.podA, proto: protoTCP, sport: 40000, dport: 80, tcp: "A", ttl: 255}
 		toTunnel := skb{src: f.podA, dst: f.tunnelPod, proto: protoTCP, sport: 80, dport: 40000, tcp: "A", ttl: 255}
@@ -30,6 +31,7 @@ func BenchmarkEstablished(b *testing.B) {
 			act  uint32
 		}{
 			{"from pod to pod", r.objs.StraitFromPod, tcp.bytes(b), actRedirect},
+			{"from pod to pod, counted at both ends", r.objs.StraitFromPod, counted.bytes(b), actRedirect},
 			{"from pod to tunnel", r.objs.StraitFromPod, toTunnel.bytes(b), actRedirect},
 			{"from pod to next hop", r.objs.StraitFromPod, toNative.bytes(b), actRedirect},
 			{"from tunnel to pod", r.objs.StraitFromVx, fromTunnel.bytes(b), actRedirect},
@@ -52,4 +54,12 @@ func BenchmarkEstablished(b *testing.B) {
 			})
 		}
 	}
+}
+
+// ruled gives the connection of a packet from pod A to pod B that two rules have allowed, and are to count.
+func (r *rig) ruled(f family) skb {
+	r.t.Helper()
+	s := skb{src: f.podA, dst: f.podB, proto: protoTCP, sport: 40001, dport: 80, tcp: "A", ttl: 255}
+	r.check(r.objs.StraitCt.Put(ctKeyOf(at(s.src, s.sport), at(s.dst, s.dport), s.proto), CtEntry{RuleOut: 1, RuleIn: 2, LastSeen: monotonic(r.t)}))
+	return s
 }
