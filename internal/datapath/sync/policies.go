@@ -275,7 +275,7 @@ func (w *Policies) flush() error {
 	if err := w.rules.confirm(); err != nil {
 		return err
 	}
-	for _, step := range []func() error{w.writePorts, w.writePolicies, w.bridge, w.bridge, w.writePrefixes, w.writeEnds, w.writeState} {
+	for _, step := range []func() error{w.writePorts, w.writePolicies, w.bridge, w.writePrefixes, w.writeEnds, w.writeState} {
 		if err := step(); err != nil {
 			return err
 		}
