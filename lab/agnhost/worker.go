@@ -45,13 +45,18 @@ func work(args []string) error {
 	if err := json.Unmarshal([]byte(args[1]), &b); err != nil {
 		return fmt.Errorf("read jobs: %w", err)
 	}
+	addresses, unknown := resolve(b.Requests)
 	out := make([]outcome, len(b.Requests))
 	var asked sync.WaitGroup
 	for i, r := range b.Requests {
 		asked.Go(func() {
 			out[i].Request = r
+			if err := unknown[r.Host]; err != nil {
+				out[i].Error = err.Error()
+				return
+			}
 			for range tries {
-				err := r.try()
+				err := r.try(addresses[r.Host])
 				if err == nil {
 					out[i].Error = ""
 					return
@@ -64,9 +69,31 @@ func work(args []string) error {
 	return json.NewEncoder(os.Stdout).Encode(out)
 }
 
+// resolve asks for each name once, and takes the time that a resolver takes: patience is for connections only, as with "agnhost connect".
+func resolve(requests []request) (addresses map[string]*net.IPAddr, unknown map[string]error) {
+	addresses, unknown = map[string]*net.IPAddr{}, map[string]error{}
+	var mu sync.Mutex
+	var asked sync.WaitGroup
+	begun := map[string]bool{}
+	for _, r := range requests {
+		if begun[r.Host] {
+			continue
+		}
+		begun[r.Host] = true
+		asked.Go(func() {
+			a, err := net.ResolveIPAddr("ip", r.Host)
+			mu.Lock()
+			defer mu.Unlock()
+			addresses[r.Host], unknown[r.Host] = a, err
+		})
+	}
+	asked.Wait()
+	return addresses, unknown
+}
+
 // try does what "agnhost connect" does: a TCP connection, or a question and an answer by UDP or SCTP.
-func (r request) try() error {
-	address := net.JoinHostPort(r.Host, strconv.Itoa(r.Port))
+func (r request) try(to *net.IPAddr) error {
+	address := net.JoinHostPort(to.String(), strconv.Itoa(r.Port))
 	deadline := time.Now().Add(patience)
 	switch r.Protocol {
 	case "TCP":
@@ -93,10 +120,6 @@ func (r request) try() error {
 		}
 		return err
 	case "SCTP":
-		to, err := net.ResolveIPAddr("ip", r.Host)
-		if err != nil {
-			return err
-		}
 		return ask(to, uint16(r.Port), deadline)
 	}
 	return fmt.Errorf("protocol %q: want TCP, UDP or SCTP", r.Protocol)
