@@ -138,8 +138,8 @@ func (k *Keeper) build(ctx context.Context, r *record) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// The addresses come last: no packet is handed to an interface whose programs do not judge it yet.
-	if err := k.program(r, index); err != nil {
+	// The addresses come last: what the programs, which are there since before the routes, do not know they drop.
+	if err := k.enter(r, index); err != nil {
 		return err
 	}
 	done, err := k.store.commit(r)
@@ -157,6 +157,11 @@ func (k *Keeper) program(r *record, index int) error {
 	if err := k.cfg.Programs.AttachPod(r.Device, index); err != nil {
 		return err
 	}
+	return k.enter(r, index)
+}
+
+// enter writes the tables; it is idempotent.
+func (k *Keeper) enter(r *record, index int) error {
 	if err := k.nameNetNS(r.NetNSCookie); err != nil {
 		return err
 	}

@@ -248,6 +248,7 @@ func (k *Keeper) pod(r *record) netdev.Pod {
 		NetNS: r.NetNS, IfName: r.IfName, Device: r.Device,
 		PodMAC: r.PodMAC.HardwareAddr, HostMAC: r.HostMAC.HardwareAddr,
 		MTU: r.MTU, Addresses: r.Addresses, Sources: k.cfg.Sources(),
+		Guard: func(index int) error { return k.cfg.Programs.AttachPod(r.Device, index) },
 	}
 }
 

@@ -113,8 +113,13 @@ func (l *life) AddPod(p netdev.Pod) (index int, err error) {
 	err = l.step("AddPod", func() {
 		l.index++
 		index = l.index
-		l.devices[p.Device] = device{index: index, pod: p}
+		made := p
+		made.Guard = nil
+		l.devices[p.Device] = device{index: index, pod: made}
 	})
+	if err == nil {
+		err = p.Guard(index)
+	}
 	return index, err
 }
 

@@ -27,6 +27,8 @@ type Pod struct {
 	// Sources are the node's own addresses that its stack prefers towards the pod, at most one per family. They must be
 	// assigned to a device of the node. Without one the kernel chooses.
 	Sources []netip.Addr
+	// Guard is called with the index of the node's end before anything can pass it, for the programs that judge what does. nil: nobody does.
+	Guard func(index int) error
 }
 
 // AddPod makes the attachment; all of it works when it returns. It removes what it made when it fails. The index is that of
@@ -51,6 +53,11 @@ func (n *Net) AddPod(p Pod) (index int, err error) {
 			err = errors.Join(err, n.DeleteDevice(p.Device))
 		}
 	}()
+	if p.Guard != nil {
+		if err := p.Guard(host.Attrs().Index); err != nil {
+			return 0, err
+		}
+	}
 	if err := ns.setUpPodEnd(p, host.Attrs().ParentIndex); err != nil {
 		return 0, fmt.Errorf("set up %s in %s: %w", p.IfName, p.NetNS, err)
 	}
