@@ -282,6 +282,10 @@ func TestNewPodsAreProtected(t *testing.T) {
 		p.Spec = &testkit.PodSpec{Labels: map[string]string{"app": "postgres"}}
 		p.Write()
 		p.Echo(storePort)
+		// A static source has nobody who could be asked for a pod that it has not read yet.
+		if !within(policyLimit, func() bool { return strings.Contains(n.CLI("get", "pods"), p.Name+" ") }) {
+			t.Fatalf("the agent does not know %s", p.Name)
+		}
 		// The next addresses, asked all the time from before they are given away.
 		next := last.Next()
 		var waits []func() testkit.Answer
@@ -380,7 +384,7 @@ spec:
 		{d.other.Namespace, d.store, storePort, false}, {d.app.Namespace, d.store, otherPort, false},
 	}
 	holds(t, "policy", enforced...)
-	d.c.ApplyText("policy", manifest+"      rules: {http: [{method: GET}]}\n")
+	d.c.ApplyText("policy", strings.Replace(manifest, "protocol: ANY}]", "protocol: TCP}], rules: {http: [{method: GET}]}", 1))
 	if !within(policyLimit, func() bool { out, _ := d.c.Nodes[0].TryCLI("status"); return strings.Contains(out, "rules.http") }) {
 		out, _ := d.c.Nodes[0].TryCLI("status")
 		t.Errorf("status does not say what is not supported:\n%s", out)
