@@ -23,7 +23,7 @@ func ToPod(o *corev1.Pod) (row state.Pod, ok bool, err error) {
 		return state.Pod{}, false, nil
 	}
 	row = state.Pod{
-		Namespace: intern(o.Namespace), Name: o.Name, UID: string(o.UID), Node: intern(o.Spec.NodeName),
+		Namespace: intern(o.Namespace), Name: o.Name, UID: uidOf(o), Node: intern(o.Spec.NodeName),
 		HostNetwork: o.Spec.HostNetwork, ServiceAccount: intern(o.Spec.ServiceAccountName),
 	}
 	if row.Labels, err = toLabels(o.Labels); err != nil {
@@ -42,13 +42,23 @@ func ToPod(o *corev1.Pod) (row state.Pod, ok bool, err error) {
 	return row, true, nil
 }
 
+// uidOf is the UID that the kubelet names the pod by: of a static pod, whose object is only a mirror with a UID of its own, the hash of its
+// manifest.
+func uidOf(o *corev1.Pod) string {
+	if hash := o.Annotations[corev1.MirrorPodAnnotationKey]; hash != "" {
+		return hash
+	}
+	return string(o.UID)
+}
+
 // podAddresses reads what the kubelet has written, or else what the agent of the pod's node has published at ADD.
+// A pod without a node cannot have any, whatever its annotations say.
 func podAddresses(o *corev1.Pod) ([]netip.Addr, error) {
 	field, texts := "status.podIPs", make([]string, 0, 2)
 	for _, ip := range o.Status.PodIPs {
 		texts = append(texts, ip.IP)
 	}
-	if published := o.Annotations[AddressesAnnotation]; len(texts) == 0 && published != "" {
+	if published := o.Annotations[AddressesAnnotation]; len(texts) == 0 && published != "" && o.Spec.NodeName != "" {
 		field, texts = annotation(AddressesAnnotation), strings.Split(published, ",")
 	}
 	if len(texts) == 0 {

@@ -27,9 +27,11 @@ spec:
 status:
   podIPs: [{ip: 10.1.0.7}, {ip: "fd00:1::7"}]`,
 			"a/web-0 u on n1 [10.1.0.7 fd00:1::7] true robot [{app web} {tier front}] [{http TCP 80} {dns UDP 53} {dns TCP 53} {metrics SCTP 9090}] true", ""},
-		{"published by its agent", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7, fd00:1::7"}}}`, "a/p  on  [10.1.0.7 fd00:1::7] false  [] [] false", ""},
+		{"published by its agent", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7, fd00:1::7"}}, spec: {nodeName: n1}}`, "a/p  on n1 [10.1.0.7 fd00:1::7] false  [] [] false", ""},
+		{"claimed without a node", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7"}}}`, "a/p  on  [] false  [] [] false", ""},
+		{"static", `{metadata: {name: p, namespace: a, uid: u, annotations: {kubernetes.io/config.mirror: hash}}}`, "a/p hash on  [] false  [] [] false", ""},
 		{"without addresses", `{metadata: {name: p, namespace: a}}`, "a/p  on  [] false  [] [] false", ""},
-		{"published nonsense", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7,ten"}}}`, "a/p  on  [10.1.0.7] false  [] [] false",
+		{"published nonsense", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7,ten"}}, spec: {nodeName: n1}}`, "a/p  on n1 [10.1.0.7] false  [] [] false",
 			`metadata.annotations[strait.dev/addresses]: "ten": want an IPv4 or IPv6 address; it is left out`},
 		{"audit", `{metadata: {name: p, namespace: a, annotations: {policy.strait.dev/audit: "yes"}}}`, "a/p  on  [] false  [] [] false",
 			`metadata.annotations[policy.strait.dev/audit]: "yes": accepted: true, false; false is assumed`},
