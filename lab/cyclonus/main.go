@@ -184,7 +184,7 @@ func verdict(r *connectivity.Result) result {
 					want = simulated.Combined
 				}
 				if key.From == key.To && want == probe.ConnectivityBlocked {
-					want = probe.ConnectivityAllowed
+					continue // it reaches itself, if it may ask for its name
 				}
 				out.Asked++
 				if want == got.Combined {
