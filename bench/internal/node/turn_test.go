@@ -36,7 +36,9 @@ func TestTurnSeesWhenAnswersBeginAndCease(t *testing.T) {
 	since := func() time.Duration { return Now().Sub(begin) }
 	witness := echoing(t, func() bool { return since() < 80*time.Millisecond || since() > 200*time.Millisecond })
 	// Silent together with the witness for a while, then alone.
-	subject := echoing(t, func() bool { return since() < 80*time.Millisecond || since() > 200*time.Millisecond && since() < 300*time.Millisecond })
+	subject := echoing(t, func() bool {
+		return since() < 80*time.Millisecond || since() > 200*time.Millisecond && since() < 300*time.Millisecond
+	})
 	turn := Turn{To: subject, Witness: witness, Every: time.Millisecond, Silence: 20 * time.Millisecond, Timeout: 10 * time.Second}
 	var at Moment
 	if err := (&service{}).Turn(turn, &at); err != nil {
