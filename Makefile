@@ -62,7 +62,7 @@ e2e-upstream: up ## Kubernetes' own tests against the lab (FOCUS='\[sig-network\
 
 # Policy, by the tests of others; what they said last is in docs/conformance.
 NETPOL := \[sig-network\] Netpol
-BRIEF := default-deny-all|PodSelector and NamespaceSelector$$|access on one named port|from updated pod|except clause while egress|using UDP.*Ports|SCTP should support a .default-deny
+BRIEF := default-deny-all|policy based on PodSelector and NamespaceSelector |access on one named port|from updated pod|except clause while egress|using UDP.*Ports|SCTP should support a .default-deny
 SUITE := $(if $(SUMMARY),--summary $(SUMMARY))
 
 e2e-netpol: up ## Kubernetes' own tests of NetworkPolicy against the lab, all 50 (SUMMARY=file)
