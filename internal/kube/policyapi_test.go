@@ -89,7 +89,7 @@ func testPodAtAdd(t *testing.T, client *Client) {
 	<-st.Pods.Initialized()
 	create(t, client.core, "pods", "default", &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "new", Labels: map[string]string{"app": "web"}},
-		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "web", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}}},
+		Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "web", Image: "web", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 80}}}}},
 	})
 	pod, err := client.Pod(ctx, "default", "new")
 	if err != nil || len(pod.Labels) != 1 || len(pod.Ports) != 1 || len(pod.Addresses) != 0 || pod.UID == "" {
