@@ -92,7 +92,6 @@ func newLogger(level string) (*slog.Logger, error) {
 func (a *agent) newSource() (kube.Source, *kube.Client, error) {
 	tables := kube.TablesOf(a.state)
 	tables.Cluster = a.cfg.ClusterName
-	tables.Cluster = a.cfg.ClusterName
 	if dir, ok := strings.CutPrefix(a.Source, "static:"); ok {
 		return kube.NewDirectory(dir, tables, a.log), nil, nil
 	}
