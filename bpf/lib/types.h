@@ -325,6 +325,85 @@ struct node_state {
 
 /* strait_rule: per CPU, index rule -> packets that it let pass or stopped, those of established connections included. Value: struct counter. */
 
+/* strait_events: what happened to connections; docs/design/0007-flows.md. */
+enum event_kind {
+	EVENT_NEW = 1,	   /* a connection between real ends is entered */
+	EVENT_JUDGED = 2,  /* a known one was judged again: another rule decides now, or none */
+	EVENT_END = 3,	   /* closed */
+	EVENT_DENIED = 4,  /* policy does not allow it */
+	EVENT_DROPPED = 5, /* any other drop */
+	EVENT_KINDS = 8,   /* entries of strait_lost */
+};
+
+enum hook {
+	HOOK_FROM_POD = 1,
+	HOOK_TO_POD = 2,
+	HOOK_FROM_NET = 3,
+	HOOK_TO_NET = 4,
+	HOOK_FROM_VX = 5,
+	HOOK_TO_VX = 6,
+	HOOK_XDP = 7,
+};
+
+enum event_flags {
+	EVENT_ANSWER = 1 << 0, /* the packet was of the end that did not begin */
+	EVENT_AUDIT = 1 << 1,  /* audited policies would have denied it */
+};
+
+struct event {
+	__u64 time;	   /* ns, CLOCK_MONOTONIC */
+	struct addr src;   /* who began; of EVENT_DROPPED what the packet says */
+	struct addr dst;   /* the real other end: a backend, not its service */
+	struct addr front; /* the service address src knows dst by; zero: none */
+	struct addr nat;   /* stands for src towards dst; zero: none */
+	__be16 sport;
+	__be16 dport;
+	__be16 front_port;
+	__be16 nat_port;
+	enum event_kind kind;
+	enum reason reason; /* of EVENT_DENIED and EVENT_DROPPED */
+	enum hook hook;
+	enum event_flags flags;
+	__u32 ifindex;	/* where the packet was seen */
+	__u32 rule_out; /* what decided; 0: nothing judged this direction here */
+	__u32 rule_in;
+	__u32 audit;	  /* with EVENT_AUDIT: the rule */
+	__u64 packets[2]; /* EVENT_END: of who began, of the other. EVENT_DENIED, EVENT_DROPPED: [0] is what the record stands for */
+	__u64 bytes[2];
+	__u8 proto;
+	__u8 tcp_flags;
+	__u16 icmp; /* type << 8 | code, host order */
+	__u32 pad;
+};
+
+/* strait_muted: what was told a short time ago -> what came since. */
+struct muted_key {
+	struct addr src;
+	struct addr dst;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad;
+	enum reason reason;
+};
+
+struct muted {
+	__u64 told; /* ns, CLOCK_MONOTONIC: when it was told */
+	__u64 packets;
+	__u64 bytes;
+	__be16 sport; /* of the last packet */
+	__u16 pad;
+	enum hook hook;
+	__u32 rule_out;
+	__u32 rule_in;
+};
+
+/* strait_lost: per CPU, index enum event_kind: records that did not fit into the ring, and what they stood for. */
+struct lost {
+	__u64 records;
+	__u64 packets;
+	__u64 bytes;
+};
+
 /* strait_counter: per CPU, index enum reason. */
 struct counter {
 	__u64 packets;

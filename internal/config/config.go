@@ -26,6 +26,7 @@ type Config struct {
 	SocketLB        SocketLB `json:"socketLB"`
 	Services        Services `json:"services"`
 	Policy          Policy   `json:"policy"`
+	Flows           Flows    `json:"flows"`
 	Maps            Maps     `json:"maps"`
 	// CgroupRoot is the cgroup v2 directory whose sockets are load balanced; empty: found by itself.
 	CgroupRoot string `json:"cgroupRoot"`
@@ -115,6 +116,19 @@ type Policy struct {
 	Enforcement PolicyMode `json:"enforcement"`
 	// Audit: all policies are computed, counted and shown, none is enforced.
 	Audit bool `json:"audit"`
+}
+
+// Flows configures what is told about connections.
+type Flows struct {
+	Enabled bool `json:"enabled"`
+	// Ring is the size of the kernel's buffer of records in bytes, a power of two.
+	Ring uint32 `json:"ring"`
+	// Keep is how many flows the agent remembers.
+	Keep uint32 `json:"keep"`
+	// Listen serves Hubble's API over mTLS with the certificates in TLSDir: host:port; empty: only on the socket in runDir.
+	Listen string `json:"listen"`
+	// TLSDir holds ca.crt, tls.crt and tls.key; they are read again when they change.
+	TLSDir string `json:"tlsDir"`
 }
 
 // PolicyMode is what happens to pods by default.

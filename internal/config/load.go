@@ -40,6 +40,7 @@ func Default() Config {
 			Mode: ServicesOn, Algorithm: "random", Forwarding: "snat", XDP: XDPOff, NodePorts: "30000-32767", MaglevSize: 16381, Announce: true,
 		},
 		Policy: Policy{Enforcement: PolicyDefault},
+		Flows:  Flows{Enabled: true, Ring: 2 << 20, Keep: 8192},
 		Maps: Maps{
 			Conntrack:  512 << 10,
 			NAT:        256 << 10,

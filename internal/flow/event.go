@@ -1,0 +1,68 @@
+// Package flow is what happens to connections, with names: the events of the kernel joined with who had the addresses at that time. It is
+// pure; docs/design/0007-flows.md says what is told and what may be lost.
+package flow
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/verdict"
+)
+
+// Kind says what happened. Values are the kernel's.
+type Kind uint8
+
+// The kinds.
+const (
+	New     Kind = 1 // a connection began
+	Judged  Kind = 2 // a known one was judged again, and something else decides
+	Ended   Kind = 3 // closed, or silent for too long
+	Denied  Kind = 4 // policy does not allow it
+	Dropped Kind = 5 // lost for any other reason
+	Lost    Kind = 6 // records were lost: Count says how many, of kind LostKind
+)
+
+// Hook is the program that told. Values are the kernel's.
+type Hook uint8
+
+// The hooks.
+const (
+	FromPod  Hook = 1
+	ToPod    Hook = 2
+	FromNet  Hook = 3
+	ToNet    Hook = 4
+	FromVX   Hook = 5
+	ToVX     Hook = 6
+	XDP      Hook = 7
+	Userland Hook = 8 // the sweep of idle connections
+)
+
+// Traffic is a number of packets and their bytes from L3 on.
+type Traffic struct{ Packets, Bytes uint64 }
+
+// Event is a record of the kernel. Addresses are never v4-mapped; a zero AddrPort means there is none.
+type Event struct {
+	Time     time.Time
+	Kind     Kind
+	Hook     Hook
+	Reason   verdict.Reason // of Denied and Dropped
+	Protocol policy.Protocol
+	TCPFlags uint8  // of the packet that was seen
+	ICMP     uint16 // type << 8 | code
+	Device   uint32 // ifindex where it was seen; 0: not known
+	// Source is who began the connection and Target the real other end; of Dropped: what the packet says.
+	Source, Target netip.AddrPort
+	// Front is the service address that Source knows Target by; NAT stands for Source towards Target.
+	Front, NAT netip.AddrPort
+	// Answer: the packet was of the end that did not begin.
+	Answer bool
+	// Egress and Ingress are the numbers of the rules that decided, 0: nothing judged this direction here. Audited is the rule that would have
+	// denied if it were not only audited.
+	Egress, Ingress, Audited uint32
+	// Sent and Answered are what the connection carried, of Ended. Of Denied and Dropped Sent is what this record stands for, at least 1 packet. Of
+	// Lost it is what the lost records stood for.
+	Sent, Answered Traffic
+	LostKind       Kind
+	LostRecords    uint64
+}

@@ -1,0 +1,89 @@
+package localapi
+
+import "net/netip"
+
+// ExplainQuestion asks a node for its part of a path: what becomes of a packet that comes in here. docs/design/0008-explain.md.
+type ExplainQuestion struct {
+	// Session joins the questions about one path: what its packets left on this node is known to the next. Any text, unique; kept for a minute.
+	Session string        `json:"session"`
+	Entry   ExplainEntry  `json:"entry"`
+	Packet  ExplainPacket `json:"packet"`
+	// Pod is "namespace/name" of the pod that sends, for EntryPod; empty: the one with the packet's source address.
+	Pod string `json:"pod,omitempty"`
+	// Service is the address that the sender asked for; the packet is made of the backend that its socket is given, or of Backend.
+	Service netip.AddrPort `json:"service,omitzero"`
+	Backend netip.AddrPort `json:"backend,omitzero"`
+	// Sender is the node's address that the tunnel's packet came from, for EntryTunnel.
+	Sender netip.Addr `json:"sender,omitzero"`
+	// Established: entries of the connection that are in the kernel are taken as they are.
+	Established bool `json:"established,omitempty"`
+}
+
+// ExplainEntry is where a packet comes into a node's part.
+type ExplainEntry string
+
+// The entries.
+const (
+	EntryPod    ExplainEntry = "pod"    // sent by a pod of this node
+	EntryNode   ExplainEntry = "node"   // sent by a process in the node's own network namespace
+	EntryNet    ExplainEntry = "net"    // from one of the node's devices
+	EntryTunnel ExplainEntry = "tunnel" // carried by the tunnel
+)
+
+// ExplainPacket is a packet as far as it matters.
+type ExplainPacket struct {
+	Source   netip.AddrPort `json:"source"` // port 0: one that is free
+	Target   netip.AddrPort `json:"target"`
+	Protocol string         `json:"protocol"` // TCP, UDP, SCTP, ICMP
+	// Answer: of the end that did not begin (SYN and ACK, an echo reply).
+	Answer bool `json:"answer,omitempty"`
+	Size   int  `json:"size,omitempty"` // bytes from L3 on; 0: as small as it can be
+}
+
+// ExplainPart is a node's part of a path.
+type ExplainPart struct {
+	Node    string        `json:"node"`
+	Version string        `json:"version"`
+	Hops    []Hop         `json:"hops"`
+	Packet  ExplainPacket `json:"packet"` // as it leaves, or arrives
+	// Next is where the packet goes on; nil: it ends here.
+	Next *ExplainNext `json:"next,omitempty"`
+	// Backends are those a service has, with Service in the question.
+	Backends []netip.AddrPort `json:"backends,omitempty"`
+}
+
+// ExplainNext is how a packet leaves a node.
+type ExplainNext struct {
+	Node   string       `json:"node,omitempty"` // empty: outside the cluster
+	Entry  ExplainEntry `json:"entry"`
+	Sender netip.Addr   `json:"sender,omitzero"` // the tunnel's
+}
+
+// Hop is a step of a path.
+type Hop struct {
+	Place   string     `json:"place"`           // "pod shop/web-1", "strait_from_pod on st3f2a", "route", "eth0"
+	Text    string     `json:"text"`            // what happens here, a sentence
+	Entry   string     `json:"entry,omitempty"` // what decided: "strait_ipcache 10.244.1.0/24 -> tunnel to 172.18.0.3"
+	Facts   []Fact     `json:"facts,omitempty"` // more for --verbose
+	Outcome HopOutcome `json:"outcome"`
+	Reason  string     `json:"reason,omitempty"` // of what is not on or delivered, and what to do about it
+}
+
+// Fact is a name and a value.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// HopOutcome is what becomes of the packet at a hop.
+type HopOutcome string
+
+// The outcomes.
+const (
+	HopOn        HopOutcome = "on"
+	HopDelivered HopOutcome = "delivered"
+	HopDropped   HopOutcome = "dropped"
+	HopRefused   HopOutcome = "refused" // answered with a reset or an ICMP error
+	HopWarning   HopOutcome = "warning" // goes on, but
+	HopUnknown   HopOutcome = "unknown"
+)
