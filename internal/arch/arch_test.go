@@ -34,6 +34,7 @@ var ranks = map[string]int{
 
 	"internal/service":  2, // pure: rows of state in, rows of state out
 	"internal/localapi": 2, // types of the agent's API
+	"internal/flow":     2, // pure: events of the kernel in, flows with names out
 	"internal/takeover": 2, // pure: connections of the kernel in, what is to become of them out
 
 	"internal/kube":         3,

@@ -20,8 +20,28 @@ const (
 	Ended   Kind = 3 // closed, or silent for too long
 	Denied  Kind = 4 // policy does not allow it
 	Dropped Kind = 5 // lost for any other reason
-	Lost    Kind = 6 // records were lost: Count says how many, of kind LostKind
+	Lost    Kind = 6 // records were lost: LostRecords says how many, of kind LostKind
+	Kinds        = 7 // of arrays with an element for each kind
 )
+
+// String returns the word for people and metrics.
+func (k Kind) String() string {
+	switch k {
+	case New:
+		return "new"
+	case Judged:
+		return "judged"
+	case Ended:
+		return "ended"
+	case Denied:
+		return "denied"
+	case Dropped:
+		return "dropped"
+	case Lost:
+		return "lost"
+	}
+	return "unknown"
+}
 
 // Hook is the program that told. Values are the kernel's.
 type Hook uint8
@@ -38,8 +58,34 @@ const (
 	Userland Hook = 8 // the sweep of idle connections
 )
 
+// String returns the name of the program without "strait_".
+func (h Hook) String() string {
+	switch h {
+	case FromPod:
+		return "from_pod"
+	case ToPod:
+		return "to_pod"
+	case FromNet:
+		return "from_net"
+	case ToNet:
+		return "to_net"
+	case FromVX:
+		return "from_vx"
+	case ToVX:
+		return "to_vx"
+	case XDP:
+		return "xdp"
+	case Userland:
+		return "sweep"
+	}
+	return "unknown"
+}
+
 // Traffic is a number of packets and their bytes from L3 on.
 type Traffic struct{ Packets, Bytes uint64 }
+
+// Add returns the sum.
+func (t Traffic) Add(o Traffic) Traffic { return Traffic{t.Packets + o.Packets, t.Bytes + o.Bytes} }
 
 // Event is a record of the kernel. Addresses are never v4-mapped; a zero AddrPort means there is none.
 type Event struct {
