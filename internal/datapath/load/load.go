@@ -66,6 +66,24 @@ func (p *Programs) Close() {
 
 // Load loads the programs of spec on the open maps. Nothing is attached. An error of the verifier shows its last words.
 func Load(spec *ebpf.CollectionSpec, m *maps.Maps, c Config) (*Programs, error) {
+	spec, err := adapt(spec, c)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.Kernel()})
+	if err != nil {
+		return nil, explain(err)
+	}
+	defer coll.Close()
+	out := &Programs{byName: map[string]*ebpf.Program{}}
+	for name := range spec.Programs {
+		out.byName[name] = coll.DetachProgram(name)
+	}
+	return out, nil
+}
+
+// adapt returns a copy of spec with the programs that are wanted and their constants.
+func adapt(spec *ebpf.CollectionSpec, c Config) (*ebpf.CollectionSpec, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -92,16 +110,7 @@ func Load(spec *ebpf.CollectionSpec, m *maps.Maps, c Config) (*Programs, error) 
 			}
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: m.Kernel()})
-	if err != nil {
-		return nil, explain(err)
-	}
-	defer coll.Close()
-	out := &Programs{byName: map[string]*ebpf.Program{}}
-	for name := range spec.Programs {
-		out.byName[name] = coll.DetachProgram(name)
-	}
-	return out, nil
+	return spec, nil
 }
 
 func (c Config) check() error {
