@@ -27,3 +27,4 @@ const volatile __u16 cfg_node_port_max;
 const volatile __u32 cfg_maglev_size;
 const volatile __u32 cfg_guard_mark; /* a socket with this mark may bind a guarded port: the agent's health checks */
 const volatile bool cfg_imported;    /* strait_nat has entries of another proxy, whose ports are outside the range */
+const volatile bool cfg_events;	     /* what happens to connections is told by strait_events */

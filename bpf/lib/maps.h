@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Every map. Sizes here are defaults; userspace may change them before the map is first created. All are pinned by name. */
+/* Every map. Sizes here are defaults; userspace may change them before the map is first created. All but
+ * strait_scratch are pinned by name. */
 #pragma once
 #include "types.h"
 
@@ -54,3 +55,22 @@ STRAIT_MAP(strait_sk, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_peer, 0, BPF_F_NO_
 STRAIT_MAP(strait_sk_use, BPF_MAP_TYPE_SK_STORAGE, int, struct sk_use, 0, BPF_F_NO_PREALLOC);
 STRAIT_MAP(strait_dgram, BPF_MAP_TYPE_LRU_HASH, struct dgram_key, struct sockaddr_key, 65536, 0);
 STRAIT_MAP(strait_counter, BPF_MAP_TYPE_PERCPU_ARRAY, enum reason, struct counter, REASON_MAX, 0);
+
+/* Records of struct event. max_entries: bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 2 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} strait_events SEC(".maps");
+
+STRAIT_MAP(strait_muted, BPF_MAP_TYPE_HASH, struct muted_key, struct muted, 8192, 0);
+STRAIT_MAP(strait_lost, BPF_MAP_TYPE_PERCPU_ARRAY, enum event_kind, struct lost, EVENT_KINDS, 0);
+
+/* What would not fit on the stack, one per CPU: all programs that use it run in softirq or keep it off, so that none interrupts another. Each
+ * load has its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct scratch);
+	__uint(max_entries, 1);
+} strait_scratch SEC(".maps");

@@ -325,6 +325,14 @@ struct node_state {
 
 /* strait_rule: per CPU, index rule -> packets that it let pass or stopped, those of established connections included. Value: struct counter. */
 
+/* Ids are never reused: they are in dashboards and recorded flows. */
+enum reason {
+#define REASON(id, name, text) REASON_##name = id,
+#include "reasons.def"
+#undef REASON
+	REASON_MAX = 256, /* entries of strait_counter */
+};
+
 /* strait_events: what happened to connections; docs/design/0007-flows.md. */
 enum event_kind {
 	EVENT_NEW = 1,	   /* a connection between real ends is entered */
@@ -347,16 +355,17 @@ enum hook {
 
 enum event_flags {
 	EVENT_ANSWER = 1 << 0, /* the packet was of the end that did not begin */
-	EVENT_AUDIT = 1 << 1,  /* audited policies would have denied it */
+	EVENT_AUDIT = 1 << 1,  /* audited policies would have decided otherwise: denied what is allowed, allowed what is denied */
 };
 
+/* What is not known is zero. */
 struct event {
 	__u64 time;	   /* ns, CLOCK_MONOTONIC */
 	struct addr src;   /* who began; of EVENT_DROPPED what the packet says */
 	struct addr dst;   /* the real other end: a backend, not its service */
 	struct addr front; /* the service address src knows dst by; zero: none */
 	struct addr nat;   /* stands for src towards dst; zero: none */
-	__be16 sport;
+	__be16 sport;	   /* ICMP echo: identifier in both */
 	__be16 dport;
 	__be16 front_port;
 	__be16 nat_port;
@@ -367,16 +376,18 @@ struct event {
 	__u32 ifindex;	/* where the packet was seen */
 	__u32 rule_out; /* what decided; 0: nothing judged this direction here */
 	__u32 rule_in;
-	__u32 audit;	  /* with EVENT_AUDIT: the rule */
-	__u64 packets[2]; /* EVENT_END: of who began, of the other. EVENT_DENIED, EVENT_DROPPED: [0] is what the record stands for */
-	__u64 bytes[2];
+	__u32 audit; /* with EVENT_AUDIT: the rule */
+	__u64 packets
+	    [2]; /* EVENT_END: of who began, of the other. EVENT_DENIED, EVENT_DROPPED: [0] is what the record stands for */
+	__u64 bytes[2]; /* L3 length; of EVENT_DENIED and EVENT_DROPPED all behind the Ethernet header */
 	__u8 proto;
-	__u8 tcp_flags;
-	__u16 icmp; /* type << 8 | code, host order */
+	__u8 tcp_flags; /* of the packet that was seen */
+	__u16 icmp;	/* type << 8 | code, host order */
 	__u32 pad;
 };
 
-/* strait_muted: what was told a short time ago -> what came since. */
+/* strait_muted: what was told a short time ago -> what came since. Entries are made by the programs and removed by userspace, which tells
+ * what they hold: one that made room for others would take its packets with it. */
 struct muted_key {
 	struct addr src;
 	struct addr dst;
@@ -404,16 +415,15 @@ struct lost {
 	__u64 bytes;
 };
 
+/* strait_scratch. */
+struct scratch {
+	struct event event;
+	struct muted_key muted;
+	struct dgram_key dgram;
+};
+
 /* strait_counter: per CPU, index enum reason. */
 struct counter {
 	__u64 packets;
 	__u64 bytes;
-};
-
-/* Ids are never reused: they are in dashboards and recorded flows. */
-enum reason {
-#define REASON(id, name, text) REASON_##name = id,
-#include "reasons.def"
-#undef REASON
-	REASON_MAX = 256, /* entries of strait_counter */
 };

@@ -151,6 +151,51 @@ type DatapathEndpoint struct {
 	Policy  uint64
 }
 
+type DatapathEvent struct {
+	_         structs.HostLayout
+	Time      uint64
+	Src       DatapathAddr
+	Dst       DatapathAddr
+	Front     DatapathAddr
+	Nat       DatapathAddr
+	Sport     uint16
+	Dport     uint16
+	FrontPort uint16
+	NatPort   uint16
+	Kind      DatapathEventKind
+	Reason    DatapathReason
+	Hook      DatapathHook
+	Flags     DatapathEventFlags
+	Ifindex   uint32
+	RuleOut   uint32
+	RuleIn    uint32
+	Audit     uint32
+	Packets   [2]uint64
+	Bytes     [2]uint64
+	Proto     uint8
+	TcpFlags  uint8
+	Icmp      uint16
+	Pad       uint32
+}
+
+type DatapathEventFlags uint32
+
+const (
+	DatapathEventFlagsEVENT_ANSWER DatapathEventFlags = 1
+	DatapathEventFlagsEVENT_AUDIT  DatapathEventFlags = 2
+)
+
+type DatapathEventKind uint32
+
+const (
+	DatapathEventKindEVENT_NEW     DatapathEventKind = 1
+	DatapathEventKindEVENT_JUDGED  DatapathEventKind = 2
+	DatapathEventKindEVENT_END     DatapathEventKind = 3
+	DatapathEventKindEVENT_DENIED  DatapathEventKind = 4
+	DatapathEventKindEVENT_DROPPED DatapathEventKind = 5
+	DatapathEventKindEVENT_KINDS   DatapathEventKind = 8
+)
+
 type DatapathFragEntry struct {
 	_     structs.HostLayout
 	Sport uint16
@@ -166,6 +211,18 @@ type DatapathFragKey struct {
 	Pad   [3]uint8
 }
 
+type DatapathHook uint32
+
+const (
+	DatapathHookHOOK_FROM_POD DatapathHook = 1
+	DatapathHookHOOK_TO_POD   DatapathHook = 2
+	DatapathHookHOOK_FROM_NET DatapathHook = 3
+	DatapathHookHOOK_TO_NET   DatapathHook = 4
+	DatapathHookHOOK_FROM_VX  DatapathHook = 5
+	DatapathHookHOOK_TO_VX    DatapathHook = 6
+	DatapathHookHOOK_XDP      DatapathHook = 7
+)
+
 type DatapathIpcacheKey struct {
 	_         structs.HostLayout
 	PrefixLen uint32
@@ -177,6 +234,35 @@ type DatapathLoad struct {
 	Sockets     uint32
 	Tracked     uint32
 	Connections uint64
+}
+
+type DatapathLost struct {
+	_       structs.HostLayout
+	Records uint64
+	Packets uint64
+	Bytes   uint64
+}
+
+type DatapathMuted struct {
+	_       structs.HostLayout
+	Told    uint64
+	Packets uint64
+	Bytes   uint64
+	Sport   uint16
+	Pad     uint16
+	Hook    DatapathHook
+	RuleOut uint32
+	RuleIn  uint32
+}
+
+type DatapathMutedKey struct {
+	_      structs.HostLayout
+	Src    DatapathAddr
+	Dst    DatapathAddr
+	Dport  uint16
+	Proto  uint8
+	Pad    uint8
+	Reason DatapathReason
 }
 
 type DatapathNatEntry struct {
@@ -333,6 +419,13 @@ const (
 	DatapathRemoteFlagsREMOTE_TUNNEL    DatapathRemoteFlags = 16
 )
 
+type DatapathScratch struct {
+	_     structs.HostLayout
+	Event DatapathEvent
+	Muted DatapathMutedKey
+	Dgram DatapathDgramKey
+}
+
 type DatapathService struct {
 	_          structs.HostLayout
 	Id         uint32
@@ -423,17 +516,21 @@ const (
 	DatapathMapStraitDevice    = "strait_device"
 	DatapathMapStraitDgram     = "strait_dgram"
 	DatapathMapStraitEndpoint  = "strait_endpoint"
+	DatapathMapStraitEvents    = "strait_events"
 	DatapathMapStraitFrag      = "strait_frag"
 	DatapathMapStraitIdentity  = "strait_identity"
 	DatapathMapStraitIpcache   = "strait_ipcache"
 	DatapathMapStraitLoad      = "strait_load"
+	DatapathMapStraitLost      = "strait_lost"
 	DatapathMapStraitMaglev    = "strait_maglev"
+	DatapathMapStraitMuted     = "strait_muted"
 	DatapathMapStraitNat       = "strait_nat"
 	DatapathMapStraitNetns     = "strait_netns"
 	DatapathMapStraitNode      = "strait_node"
 	DatapathMapStraitPolicy    = "strait_policy"
 	DatapathMapStraitPort      = "strait_port"
 	DatapathMapStraitRule      = "strait_rule"
+	DatapathMapStraitScratch   = "strait_scratch"
 	DatapathMapStraitService   = "strait_service"
 	DatapathMapStraitSk        = "strait_sk"
 	DatapathMapStraitSkUse     = "strait_sk_use"
@@ -457,6 +554,7 @@ const (
 	DatapathProgStraitToPod    = "strait_to_pod"
 	DatapathProgStraitToVx     = "strait_to_vx"
 	DatapathProgStraitXdp      = "strait_xdp"
+	DatapathVarCfgEvents       = "cfg_events"
 	DatapathVarCfgGuardMark    = "cfg_guard_mark"
 	DatapathVarCfgImported     = "cfg_imported"
 	DatapathVarCfgMaglevSize   = "cfg_maglev_size"
@@ -546,17 +644,21 @@ type DatapathMapSpecs struct {
 	StraitDevice   *ebpf.MapSpec `ebpf:"strait_device"`
 	StraitDgram    *ebpf.MapSpec `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.MapSpec `ebpf:"strait_endpoint"`
+	StraitEvents   *ebpf.MapSpec `ebpf:"strait_events"`
 	StraitFrag     *ebpf.MapSpec `ebpf:"strait_frag"`
 	StraitIdentity *ebpf.MapSpec `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.MapSpec `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.MapSpec `ebpf:"strait_load"`
+	StraitLost     *ebpf.MapSpec `ebpf:"strait_lost"`
 	StraitMaglev   *ebpf.MapSpec `ebpf:"strait_maglev"`
+	StraitMuted    *ebpf.MapSpec `ebpf:"strait_muted"`
 	StraitNat      *ebpf.MapSpec `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
 	StraitNode     *ebpf.MapSpec `ebpf:"strait_node"`
 	StraitPolicy   *ebpf.MapSpec `ebpf:"strait_policy"`
 	StraitPort     *ebpf.MapSpec `ebpf:"strait_port"`
 	StraitRule     *ebpf.MapSpec `ebpf:"strait_rule"`
+	StraitScratch  *ebpf.MapSpec `ebpf:"strait_scratch"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.MapSpec `ebpf:"strait_sk_use"`
@@ -568,6 +670,7 @@ type DatapathMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DatapathVariableSpecs struct {
+	CfgEvents       *ebpf.VariableSpec `ebpf:"cfg_events"`
 	CfgGuardMark    *ebpf.VariableSpec `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.VariableSpec `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
@@ -611,17 +714,21 @@ type DatapathMaps struct {
 	StraitDevice   *ebpf.Map `ebpf:"strait_device"`
 	StraitDgram    *ebpf.Map `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.Map `ebpf:"strait_endpoint"`
+	StraitEvents   *ebpf.Map `ebpf:"strait_events"`
 	StraitFrag     *ebpf.Map `ebpf:"strait_frag"`
 	StraitIdentity *ebpf.Map `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.Map `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.Map `ebpf:"strait_load"`
+	StraitLost     *ebpf.Map `ebpf:"strait_lost"`
 	StraitMaglev   *ebpf.Map `ebpf:"strait_maglev"`
+	StraitMuted    *ebpf.Map `ebpf:"strait_muted"`
 	StraitNat      *ebpf.Map `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
 	StraitNode     *ebpf.Map `ebpf:"strait_node"`
 	StraitPolicy   *ebpf.Map `ebpf:"strait_policy"`
 	StraitPort     *ebpf.Map `ebpf:"strait_port"`
 	StraitRule     *ebpf.Map `ebpf:"strait_rule"`
+	StraitScratch  *ebpf.Map `ebpf:"strait_scratch"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.Map `ebpf:"strait_sk_use"`
@@ -639,17 +746,21 @@ func (m *DatapathMaps) Close() error {
 		m.StraitDevice,
 		m.StraitDgram,
 		m.StraitEndpoint,
+		m.StraitEvents,
 		m.StraitFrag,
 		m.StraitIdentity,
 		m.StraitIpcache,
 		m.StraitLoad,
+		m.StraitLost,
 		m.StraitMaglev,
+		m.StraitMuted,
 		m.StraitNat,
 		m.StraitNetns,
 		m.StraitNode,
 		m.StraitPolicy,
 		m.StraitPort,
 		m.StraitRule,
+		m.StraitScratch,
 		m.StraitService,
 		m.StraitSk,
 		m.StraitSkUse,
@@ -662,6 +773,7 @@ func (m *DatapathMaps) Close() error {
 //
 // It can be passed to LoadDatapathObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DatapathVariables struct {
+	CfgEvents       *ebpf.Variable `ebpf:"cfg_events"`
 	CfgGuardMark    *ebpf.Variable `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.Variable `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.Variable `ebpf:"cfg_maglev_size"`

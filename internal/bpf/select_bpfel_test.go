@@ -125,6 +125,17 @@ type SelectEndpoint struct {
 	Policy  uint64
 }
 
+type SelectEventKind uint32
+
+const (
+	SelectEventKindEVENT_NEW     SelectEventKind = 1
+	SelectEventKindEVENT_JUDGED  SelectEventKind = 2
+	SelectEventKindEVENT_END     SelectEventKind = 3
+	SelectEventKindEVENT_DENIED  SelectEventKind = 4
+	SelectEventKindEVENT_DROPPED SelectEventKind = 5
+	SelectEventKindEVENT_KINDS   SelectEventKind = 8
+)
+
 type SelectFragEntry struct {
 	_     structs.HostLayout
 	Sport uint16
@@ -151,6 +162,35 @@ type SelectLoad struct {
 	Sockets     uint32
 	Tracked     uint32
 	Connections uint64
+}
+
+type SelectLost struct {
+	_       structs.HostLayout
+	Records uint64
+	Packets uint64
+	Bytes   uint64
+}
+
+type SelectMuted struct {
+	_       structs.HostLayout
+	Told    uint64
+	Packets uint64
+	Bytes   uint64
+	Sport   uint16
+	Pad     uint16
+	Hook    uint32
+	RuleOut uint32
+	RuleIn  uint32
+}
+
+type SelectMutedKey struct {
+	_      structs.HostLayout
+	Src    SelectAddr
+	Dst    SelectAddr
+	Dport  uint16
+	Proto  uint8
+	Pad    uint8
+	Reason SelectReason
 }
 
 type SelectNatEntry struct {
@@ -282,6 +322,38 @@ type SelectRemote struct {
 	NodeId  uint32
 }
 
+type SelectScratch struct {
+	_     structs.HostLayout
+	Event struct {
+		_         structs.HostLayout
+		Time      uint64
+		Src       SelectAddr
+		Dst       SelectAddr
+		Front     SelectAddr
+		Nat       SelectAddr
+		Sport     uint16
+		Dport     uint16
+		FrontPort uint16
+		NatPort   uint16
+		Kind      SelectEventKind
+		Reason    SelectReason
+		Hook      uint32
+		Flags     uint32
+		Ifindex   uint32
+		RuleOut   uint32
+		RuleIn    uint32
+		Audit     uint32
+		Packets   [2]uint64
+		Bytes     [2]uint64
+		Proto     uint8
+		TcpFlags  uint8
+		Icmp      uint16
+		Pad       uint32
+	}
+	Muted SelectMutedKey
+	Dgram SelectDgramKey
+}
+
 type SelectService struct {
 	_          structs.HostLayout
 	Id         uint32
@@ -358,17 +430,21 @@ const (
 	SelectMapStraitDevice    = "strait_device"
 	SelectMapStraitDgram     = "strait_dgram"
 	SelectMapStraitEndpoint  = "strait_endpoint"
+	SelectMapStraitEvents    = "strait_events"
 	SelectMapStraitFrag      = "strait_frag"
 	SelectMapStraitIdentity  = "strait_identity"
 	SelectMapStraitIpcache   = "strait_ipcache"
 	SelectMapStraitLoad      = "strait_load"
+	SelectMapStraitLost      = "strait_lost"
 	SelectMapStraitMaglev    = "strait_maglev"
+	SelectMapStraitMuted     = "strait_muted"
 	SelectMapStraitNat       = "strait_nat"
 	SelectMapStraitNetns     = "strait_netns"
 	SelectMapStraitNode      = "strait_node"
 	SelectMapStraitPolicy    = "strait_policy"
 	SelectMapStraitPort      = "strait_port"
 	SelectMapStraitRule      = "strait_rule"
+	SelectMapStraitScratch   = "strait_scratch"
 	SelectMapStraitService   = "strait_service"
 	SelectMapStraitSk        = "strait_sk"
 	SelectMapStraitSkUse     = "strait_sk_use"
@@ -376,6 +452,7 @@ const (
 	SelectMapStraitSource    = "strait_source"
 	SelectProgStraitAsk      = "strait_ask"
 	SelectVarAskInBtf        = "ask_in_btf"
+	SelectVarCfgEvents       = "cfg_events"
 	SelectVarCfgGuardMark    = "cfg_guard_mark"
 	SelectVarCfgImported     = "cfg_imported"
 	SelectVarCfgMaglevSize   = "cfg_maglev_size"
@@ -448,17 +525,21 @@ type SelectMapSpecs struct {
 	StraitDevice   *ebpf.MapSpec `ebpf:"strait_device"`
 	StraitDgram    *ebpf.MapSpec `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.MapSpec `ebpf:"strait_endpoint"`
+	StraitEvents   *ebpf.MapSpec `ebpf:"strait_events"`
 	StraitFrag     *ebpf.MapSpec `ebpf:"strait_frag"`
 	StraitIdentity *ebpf.MapSpec `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.MapSpec `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.MapSpec `ebpf:"strait_load"`
+	StraitLost     *ebpf.MapSpec `ebpf:"strait_lost"`
 	StraitMaglev   *ebpf.MapSpec `ebpf:"strait_maglev"`
+	StraitMuted    *ebpf.MapSpec `ebpf:"strait_muted"`
 	StraitNat      *ebpf.MapSpec `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.MapSpec `ebpf:"strait_netns"`
 	StraitNode     *ebpf.MapSpec `ebpf:"strait_node"`
 	StraitPolicy   *ebpf.MapSpec `ebpf:"strait_policy"`
 	StraitPort     *ebpf.MapSpec `ebpf:"strait_port"`
 	StraitRule     *ebpf.MapSpec `ebpf:"strait_rule"`
+	StraitScratch  *ebpf.MapSpec `ebpf:"strait_scratch"`
 	StraitService  *ebpf.MapSpec `ebpf:"strait_service"`
 	StraitSk       *ebpf.MapSpec `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.MapSpec `ebpf:"strait_sk_use"`
@@ -471,6 +552,7 @@ type SelectMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SelectVariableSpecs struct {
 	AskInBtf        *ebpf.VariableSpec `ebpf:"ask_in_btf"`
+	CfgEvents       *ebpf.VariableSpec `ebpf:"cfg_events"`
 	CfgGuardMark    *ebpf.VariableSpec `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.VariableSpec `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.VariableSpec `ebpf:"cfg_maglev_size"`
@@ -514,17 +596,21 @@ type SelectMaps struct {
 	StraitDevice   *ebpf.Map `ebpf:"strait_device"`
 	StraitDgram    *ebpf.Map `ebpf:"strait_dgram"`
 	StraitEndpoint *ebpf.Map `ebpf:"strait_endpoint"`
+	StraitEvents   *ebpf.Map `ebpf:"strait_events"`
 	StraitFrag     *ebpf.Map `ebpf:"strait_frag"`
 	StraitIdentity *ebpf.Map `ebpf:"strait_identity"`
 	StraitIpcache  *ebpf.Map `ebpf:"strait_ipcache"`
 	StraitLoad     *ebpf.Map `ebpf:"strait_load"`
+	StraitLost     *ebpf.Map `ebpf:"strait_lost"`
 	StraitMaglev   *ebpf.Map `ebpf:"strait_maglev"`
+	StraitMuted    *ebpf.Map `ebpf:"strait_muted"`
 	StraitNat      *ebpf.Map `ebpf:"strait_nat"`
 	StraitNetns    *ebpf.Map `ebpf:"strait_netns"`
 	StraitNode     *ebpf.Map `ebpf:"strait_node"`
 	StraitPolicy   *ebpf.Map `ebpf:"strait_policy"`
 	StraitPort     *ebpf.Map `ebpf:"strait_port"`
 	StraitRule     *ebpf.Map `ebpf:"strait_rule"`
+	StraitScratch  *ebpf.Map `ebpf:"strait_scratch"`
 	StraitService  *ebpf.Map `ebpf:"strait_service"`
 	StraitSk       *ebpf.Map `ebpf:"strait_sk"`
 	StraitSkUse    *ebpf.Map `ebpf:"strait_sk_use"`
@@ -542,17 +628,21 @@ func (m *SelectMaps) Close() error {
 		m.StraitDevice,
 		m.StraitDgram,
 		m.StraitEndpoint,
+		m.StraitEvents,
 		m.StraitFrag,
 		m.StraitIdentity,
 		m.StraitIpcache,
 		m.StraitLoad,
+		m.StraitLost,
 		m.StraitMaglev,
+		m.StraitMuted,
 		m.StraitNat,
 		m.StraitNetns,
 		m.StraitNode,
 		m.StraitPolicy,
 		m.StraitPort,
 		m.StraitRule,
+		m.StraitScratch,
 		m.StraitService,
 		m.StraitSk,
 		m.StraitSkUse,
@@ -566,6 +656,7 @@ func (m *SelectMaps) Close() error {
 // It can be passed to LoadSelectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SelectVariables struct {
 	AskInBtf        *ebpf.Variable `ebpf:"ask_in_btf"`
+	CfgEvents       *ebpf.Variable `ebpf:"cfg_events"`
 	CfgGuardMark    *ebpf.Variable `ebpf:"cfg_guard_mark"`
 	CfgImported     *ebpf.Variable `ebpf:"cfg_imported"`
 	CfgMaglevSize   *ebpf.Variable `ebpf:"cfg_maglev_size"`

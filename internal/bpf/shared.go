@@ -47,6 +47,13 @@ type (
 	SkUse           = DatapathSkUse
 	DgramKey        = DatapathDgramKey
 	Counter         = DatapathCounter
+	Event           = DatapathEvent
+	EventKind       = DatapathEventKind
+	EventFlags      = DatapathEventFlags
+	Hook            = DatapathHook
+	MutedKey        = DatapathMutedKey
+	Muted           = DatapathMuted
+	Lost            = DatapathLost
 	Network         = DatapathNetwork
 )
 
@@ -121,6 +128,33 @@ const (
 	AlgorithmSED    = DatapathAlgorithmALGORITHM_SED
 	AlgorithmNQ     = DatapathAlgorithmALGORITHM_NQ
 	AlgorithmP2C    = DatapathAlgorithmALGORITHM_P2C
+)
+
+// What a record of strait_events tells.
+const (
+	EventNew     = DatapathEventKindEVENT_NEW
+	EventJudged  = DatapathEventKindEVENT_JUDGED
+	EventEnd     = DatapathEventKindEVENT_END
+	EventDenied  = DatapathEventKindEVENT_DENIED
+	EventDropped = DatapathEventKindEVENT_DROPPED
+	EventKinds   = DatapathEventKindEVENT_KINDS // entries of strait_lost
+)
+
+// Flags of a record.
+const (
+	EventAnswer = DatapathEventFlagsEVENT_ANSWER
+	EventAudit  = DatapathEventFlagsEVENT_AUDIT
+)
+
+// Programs that tell.
+const (
+	HookFromPod = DatapathHookHOOK_FROM_POD
+	HookToPod   = DatapathHookHOOK_TO_POD
+	HookFromNet = DatapathHookHOOK_FROM_NET
+	HookToNet   = DatapathHookHOOK_TO_NET
+	HookFromVX  = DatapathHookHOOK_FROM_VX
+	HookToVX    = DatapathHookHOOK_TO_VX
+	HookXDP     = DatapathHookHOOK_XDP
 )
 
 // Values of cfg_services.

@@ -36,6 +36,7 @@ type Config struct {
 	NodePortLo, NodePortHi uint16
 	MaglevSize             uint32 // entries of a table; 0: tables are not used
 	GuardMark              uint32 // sockets with this mark may bind to the guarded ports; 0: none may
+	Events                 bool   // what happens to connections is told by strait_events
 	Imported               bool   // strait_nat has entries of another proxy, whose ports lie outside the range
 }
 
@@ -182,6 +183,7 @@ func (c Config) set(spec *ebpf.CollectionSpec) error {
 		bpf.DatapathVarCfgMaglevSize:   c.MaglevSize,
 		bpf.DatapathVarCfgGuardMark:    c.GuardMark,
 		bpf.DatapathVarCfgImported:     c.Imported,
+		bpf.DatapathVarCfgEvents:       c.Events,
 		bpf.DatapathVarCfgNetwork:      network,
 		bpf.DatapathVarCfgVxlanIfindex: uint32(c.VXLANIndex),
 		bpf.DatapathVarCfgVxlanPort:    c.VXLANPort,
@@ -235,6 +237,8 @@ func assert(spec *ebpf.CollectionSpec) error {
 		sizeOf[int32, bpf.SkUse](bpf.DatapathMapStraitSkUse),
 		sizeOf[bpf.DgramKey, bpf.SockaddrKey](bpf.DatapathMapStraitDgram),
 		sizeOf[uint32, bpf.Counter](bpf.DatapathMapStraitCounter),
+		sizeOf[bpf.MutedKey, bpf.Muted](bpf.DatapathMapStraitMuted),
+		sizeOf[bpf.EventKind, bpf.Lost](bpf.DatapathMapStraitLost),
 	} {
 		m, ok := spec.Maps[s.name]
 		if !ok {
