@@ -98,15 +98,13 @@ func (a *app) restConfig() (*rest.Config, error) {
 func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var pods corev1.PodList
-	err := c.core.Get().Namespace(c.namespace).Resource("pods").
-		VersionedParams(&metav1.ListOptions{LabelSelector: agentSelector}, c.parameter).Do(ctx).Into(&pods)
+	pods, err := c.pods(ctx, agentSelector)
 	if err != nil {
-		return nil, fmt.Errorf("list strait-agent pods at %s: %w", c.config.Host, unwrapURL(err))
+		return nil, err
 	}
 	byNode := map[string]target{}
-	for i := range pods.Items {
-		t := targetOf(&pods.Items[i])
+	for i := range pods {
+		t := targetOf(&pods[i])
 		if old, ok := byNode[t.node]; t.node != "" && (!ok || old.err != nil) { // during an update a node may have two
 			byNode[t.node] = t
 		}
@@ -120,7 +118,7 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 			}
 		}
 	}
-	if len(pods.Items) == 0 {
+	if len(pods) == 0 {
 		return nil, fmt.Errorf("no strait-agent pods in namespace %s at %s: is Strait installed there? See --agent-namespace", c.namespace, c.config.Host)
 	}
 	var out []target
@@ -129,6 +127,17 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 	}
 	slices.SortFunc(out, func(a, b target) int { return strings.Compare(a.node, b.node) })
 	return out, nil
+}
+
+// pods lists Strait's own pods that match a selector of labels.
+func (c *cluster) pods(ctx context.Context, selector string) ([]corev1.Pod, error) {
+	var pods corev1.PodList
+	err := c.core.Get().Namespace(c.namespace).Resource("pods").
+		VersionedParams(&metav1.ListOptions{LabelSelector: selector}, c.parameter).Do(ctx).Into(&pods)
+	if err != nil {
+		return nil, fmt.Errorf("list pods with %s at %s: %w", selector, c.config.Host, unwrapURL(err))
+	}
+	return pods.Items, nil
 }
 
 func targetOf(p *corev1.Pod) target {

@@ -17,6 +17,8 @@ var errNoNode = errors.New("this machine is no node")
 
 func (a *app) nodeCmds() []*cobra.Command { return nil }
 
+func inNamespace(string, func() error) error { return errNoNode }
+
 func pinned() bool { return false }
 
 func kernelObjects() (objects, error) { return objects{}, errNoNode }

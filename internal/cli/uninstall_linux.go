@@ -43,7 +43,7 @@ DaemonSet first. With --verify it looks again at the end and says what it looked
 	cmd.Flags().StringVar(&o.config, "config", defaultConfig, "configuration of the agent, for its paths; defaults where there is none")
 	cmd.Flags().BoolVar(&o.verify, "verify", false, "prove that nothing is left")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only print what would be removed")
-	return []*cobra.Command{cmd}
+	return []*cobra.Command{cmd, a.enterCmd()}
 }
 
 func (a *app) uninstall(ctx context.Context, o uninstallOptions) error {

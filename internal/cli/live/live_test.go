@@ -2,19 +2,14 @@
 package live
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
-	"net/http"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/testkit"
 )
@@ -24,11 +19,7 @@ func TestMain(m *testing.M) { testkit.Main(m) }
 // strait runs the built command on a node, as a person there would.
 func strait(t *testing.T, n *testkit.Node, args ...string) (out string, code int) {
 	t.Helper()
-	binary, err := filepath.Abs("../../../bin/strait")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err = n.TryRun(binary, args...)
+	out, err := n.TryCLI(args...)
 	var exit *exec.ExitError
 	switch {
 	case errors.As(err, &exit):
@@ -76,7 +67,17 @@ func TestLifeOfANode(t *testing.T) {
 		}
 	}
 
-	metrics := scrape(t, n)
+	if out, code := strait(t, n, "enter", "test/web", "--", "cat", "/proc/net/fib_trie"); code != 0 || !strings.Contains(out, pod.IPv4.String()) {
+		t.Errorf("the pod's addresses seen by entering it = %d\n%s", code, out)
+	}
+	if out, code := strait(t, n, "enter", "test/web", "--", "sh", "-c", "exit 7"); code != 7 {
+		t.Errorf("code of a program that ends with 7 = %d\n%s", code, out)
+	}
+	if out, code := strait(t, n, "enter", "test/wep", "--", "true"); code != 2 || !strings.Contains(out, `did you mean "test/web"`) {
+		t.Errorf("entering a pod there is not = %d\n%s", code, out)
+	}
+
+	metrics := n.Get("/metrics")
 	for _, want := range []string{"strait_agent_status_up 1\n", `strait_endpoint_pods{phase="ready"} 1`, `strait_cni_request_duration_seconds_count{code="0",verb="ADD"}`,
 		`strait_reconcile_duration_seconds_count{operation="update",table="remotes"}`, `strait_cluster_nodes{state="reachable"} 2`, `strait_map_entries{map="strait_endpoint"} 2`} {
 		if !strings.Contains(metrics, want) {
@@ -94,31 +95,6 @@ func TestLifeOfANode(t *testing.T) {
 	if out, code := strait(t, n, "bpf", "list"); code != 0 || !strings.Contains(out, "strait_from_pod") {
 		t.Errorf("bpf list without an agent = %d\n%s", code, out)
 	}
-}
-
-// scrape reads the metrics of a node's agent as Prometheus does.
-func scrape(t *testing.T, n *testkit.Node) (text string) {
-	t.Helper()
-	_, port, err := net.SplitHostPort(config.Default().MetricsAddress)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var conn net.Conn
-	n.Do(func() { conn, err = net.DialTimeout("tcp", net.JoinHostPort(n.IPv4.String(), port), 5*time.Second) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
-	resp, err := client.Get("http://agent/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("metrics: %s, %v\n%s", resp.Status, err, body)
-	}
-	return string(body)
 }
 
 func TestUninstallLeavesACleanNode(t *testing.T) {
