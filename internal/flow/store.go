@@ -153,6 +153,13 @@ func (s *Store) Last(n uint64) *Cursor {
 	return &Cursor{store: s, next: max(s.oldestLocked(), s.last+1-min(n, s.last))}
 }
 
+// From returns a cursor before the flow with a number, or before the oldest if that is newer.
+func (s *Store) From(number uint64) *Cursor {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return &Cursor{store: s, next: max(number, s.oldestLocked())}
+}
+
 // Since returns a cursor before the first flow that is not older than t. Flows are nearly in order of time: a few that are older may follow.
 func (s *Store) Since(t time.Time) *Cursor {
 	s.mu.RLock()
