@@ -63,6 +63,7 @@ func (p *peers) readdress(a netip.Addr, changed bool) {
 	for pod := range p.state.Pods.Snapshot().By(state.PodsByAddress, a.String()) {
 		p.stale[pod.Key()] = true
 	}
+	p.doubt(p.claimAt(a))
 }
 
 // placeAreas brings areas up to date: first which there are, then who they are.
@@ -150,17 +151,25 @@ func (p *peers) surroundingsChanged(moved []netip.Prefix) {
 
 // kindAt returns what is at the boundary of a selector: what is there anyway.
 func (p *peers) kindAt(prefix netip.Prefix) policy.PeerKind {
+	if a := p.solidAt(prefix); a != nil {
+		return a.peer.Kind
+	}
+	return policy.WorldPeer
+}
+
+// solidAt returns the smallest area around a prefix, or the prefix itself, that is there whatever selectors say.
+func (p *peers) solidAt(prefix netip.Prefix) *area {
 	for bits := prefix.Bits(); bits >= 0; bits-- {
 		if p.lengths[familyOf(prefix)][bits] == 0 {
 			continue
 		}
 		if outer, err := prefix.Addr().Prefix(bits); err == nil {
 			if a := p.areas[outer]; a != nil && a.solid {
-				return a.peer.Kind
+				return a
 			}
 		}
 	}
-	return policy.WorldPeer
+	return nil
 }
 
 // boundaries are prefixes at which selectors change their answer.
@@ -212,6 +221,9 @@ func (p *peers) solid() map[netip.Prefix]*area {
 			peer.NodeLabels = node.Labels
 		}
 		add(r.Prefix.Masked(), peer)
+		if at := out[r.Prefix.Masked()]; r.Kind == state.RemotePods && at.peer.Kind == policy.UnknownPeer {
+			at.node = r.Node
+		}
 	}
 	return out
 }

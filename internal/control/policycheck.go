@@ -163,7 +163,7 @@ func (p *Policies) compareIdentities(limit int, differ map[Difference]func()) (r
 		if pod.HostNetwork {
 			continue
 		}
-		for _, a := range pod.Addresses {
+		for _, a := range p.peers.believed(&pod, p.subjects) {
 			if owner := p.peers.owners[a]; owner != "" && owner != pod.Key() {
 				continue // it is somebody else's: a local attachment's, mostly
 			}

@@ -31,6 +31,7 @@ type peers struct {
 	lengths [2][129]int // number of areas by family and length
 	holders map[string]*holder
 	owners  map[netip.Addr]string // of addresses that holders have: their keys
+	claims  podClaims
 	rows    map[netip.Prefix]*ident
 	// servers and services are addresses of API servers, and of endpoints of services that selectors ask for.
 	servers  map[netip.Addr]bool
@@ -61,7 +62,8 @@ type ident struct {
 // area is a prefix all of whose addresses are the same.
 type area struct {
 	peer  policy.Peer
-	solid bool // of a node, of pods, the world: not only the boundary of a selector
+	solid bool   // of a node, of pods, the world: not only the boundary of a selector
+	node  string // whose pods are here, empty: not pods of one node alone
 	ident *ident
 }
 
@@ -79,7 +81,7 @@ const attachmentMark = "@"
 func newPeers(st *state.State, own string, cfg config.Config) *peers {
 	return &peers{
 		state: st, own: own, cfg: cfg, index: policy.NewIndex(), ids: policy.NewIdentities(), idents: map[identity.ID]*ident{},
-		areas: map[netip.Prefix]*area{}, holders: map[string]*holder{}, owners: map[netip.Addr]string{}, rows: map[netip.Prefix]*ident{},
+		areas: map[netip.Prefix]*area{}, holders: map[string]*holder{}, owners: map[netip.Addr]string{}, rows: map[netip.Prefix]*ident{}, claims: newPodClaims(),
 		servers: map[netip.Addr]bool{}, services: map[netip.Addr][]string{}, gone: map[string]bool{}, stale: map[string]bool{},
 		touched: map[netip.Prefix]bool{}, touchedIdents: map[*ident]bool{}, unshown: map[netip.Prefix]bool{}, solidChanged: true,
 	}
@@ -92,10 +94,12 @@ func (p *peers) dirty() bool {
 // changedPods notes pods that may match other selectors, or have other addresses.
 func (p *peers) changedPods(changes []table.Change[state.Pod], s *subjects) {
 	for _, c := range changes {
-		p.stale[c.Row.Key()] = true
-		for _, l := range s.byPod[c.Row.Key()] {
+		key := c.Row.Key()
+		p.stale[key] = true
+		for _, l := range s.byPod[key] {
 			p.stale[attachmentMark+l.key] = true
 		}
+		p.changedClaims(key, &c)
 	}
 }
 
@@ -194,12 +198,18 @@ func (p *peers) place(s *subjects) {
 	if p.solidChanged || p.areasChanged {
 		p.placeAreas()
 	}
+	if p.solidChanged { // what is believed depends on whose pods are where
+		p.doubtAll()
+	}
 	p.findFresh()
 	p.findGone()
-	for key := range p.stale {
-		p.hold(key, s)
+	for len(p.stale) > 0 { // who gives up an address may leave it to others
+		stale := p.stale
+		p.stale = map[string]bool{}
+		for key := range stale {
+			p.hold(key, s)
+		}
 	}
-	clear(p.stale)
 	clear(p.gone)
 	p.fresh, p.solidChanged, p.areasChanged, p.serviceMoved = nil, false, false, false
 }
@@ -300,7 +310,7 @@ func podPeer(pod *state.Pod, namespaces table.Snapshot[state.Namespace]) policy.
 	}
 }
 
-// resolve returns who a holder is, and its addresses as they are now; none: it is nobody any more.
+// resolve returns who a holder is, and its addresses as they are now, as far as they are to be believed; none: it is nobody any more.
 func (p *peers) resolve(key string, s *subjects) (policy.Peer, []netip.Addr) {
 	if attachment, local := strings.CutPrefix(key, attachmentMark); local {
 		l := s.locals[attachment]
@@ -313,7 +323,7 @@ func (p *peers) resolve(key string, s *subjects) (policy.Peer, []netip.Addr) {
 	if !ok || pod.HostNetwork {
 		return policy.Peer{}, nil
 	}
-	return podPeer(&pod, p.state.Namespaces.Snapshot()), pod.Addresses
+	return podPeer(&pod, p.state.Namespaces.Snapshot()), p.believed(&pod, s)
 }
 
 // hold brings what is kept of a holder up to date.
@@ -342,7 +352,7 @@ func (p *peers) hold(key string, s *subjects) {
 		for _, old := range h.at {
 			if !slices.ContainsFunc(next, func(n placed) bool { return n.addr == old.addr }) && p.owners[old.addr] == key {
 				p.disown(old.addr)
-				p.heir(old.addr, key, s)
+				p.heir(old.addr, key)
 			}
 			p.let(old.ident)
 		}
@@ -399,13 +409,14 @@ func (p *peers) disown(a netip.Addr) {
 	p.touched[host(a)] = true
 }
 
-// heir finds who else has an address that a holder has given up.
-func (p *peers) heir(a netip.Addr, former string, s *subjects) {
+// heir marks who else has an address that a holder has given up.
+func (p *peers) heir(a netip.Addr, former string) {
 	for pod := range p.state.Pods.Snapshot().By(state.PodsByAddress, a.String()) {
 		if pod.Key() != former {
-			p.hold(pod.Key(), s)
+			p.stale[pod.Key()] = true
 		}
 	}
+	p.doubt(p.claimAt(a))
 }
 
 // intern returns the identity of a peer.

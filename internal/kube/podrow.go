@@ -30,7 +30,7 @@ func ToPod(o *corev1.Pod) (row state.Pod, ok bool, err error) {
 		return row, true, err
 	}
 	var parts []error
-	row.Addresses, err = podAddresses(o)
+	row.Addresses, row.Claimed, err = podAddresses(o)
 	parts = append(parts, err)
 	row.Audit, err = auditOf(o)
 	parts = append(parts, err)
@@ -51,30 +51,34 @@ func uidOf(o *corev1.Pod) string {
 	return string(o.UID)
 }
 
-// podAddresses reads what the kubelet has written, or else what the agent of the pod's node has published at ADD.
-// A pod without a node cannot have any, whatever its annotations say.
-func podAddresses(o *corev1.Pod) ([]netip.Addr, error) {
+// podAddresses reads what the kubelet has written, or else what the agent of the pod's node has published at ADD: those are claimed.
+// A pod without a node cannot have any, whatever its annotations say. As in status.podIPs there is at most one of each family.
+func podAddresses(o *corev1.Pod) (out []netip.Addr, claimed bool, err error) {
 	field, texts := "status.podIPs", make([]string, 0, 2)
 	for _, ip := range o.Status.PodIPs {
 		texts = append(texts, ip.IP)
 	}
 	if published := o.Annotations[AddressesAnnotation]; len(texts) == 0 && published != "" && o.Spec.NodeName != "" {
-		field, texts = annotation(AddressesAnnotation), strings.Split(published, ",")
+		field, texts, claimed = annotation(AddressesAnnotation), strings.Split(published, ","), true
 	}
 	if len(texts) == 0 {
-		return nil, nil
+		return nil, false, nil
 	}
-	out := make([]netip.Addr, 0, len(texts))
+	out = make([]netip.Addr, 0, min(len(texts), 2))
 	var errs []error
 	for _, text := range texts {
 		addr, err := parseAddr(strings.TrimSpace(text))
-		if err != nil {
+		switch {
+		case err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w; it is left out", field, err))
-		} else if !slices.Contains(out, addr) {
+		case slices.Contains(out, addr):
+		case claimed && slices.ContainsFunc(out, func(a netip.Addr) bool { return a.Is4() == addr.Is4() }):
+			errs = append(errs, fmt.Errorf("%s: %q: want one address of each family; it is left out", field, text))
+		default:
 			out = append(out, addr)
 		}
 	}
-	return out, errors.Join(errs...)
+	return out, claimed, errors.Join(errs...)
 }
 
 // namedPorts reads the named ports of all containers that run beside each other. Of two with the same name and protocol the first counts.

@@ -27,11 +27,14 @@ spec:
 status:
   podIPs: [{ip: 10.1.0.7}, {ip: "fd00:1::7"}]`,
 			"a/web-0 u on n1 [10.1.0.7 fd00:1::7] true robot [{app web} {tier front}] [{http TCP 80} {dns UDP 53} {dns TCP 53} {metrics SCTP 9090}] true", ""},
-		{"published by its agent", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7, fd00:1::7"}}, spec: {nodeName: n1}}`, "a/p  on n1 [10.1.0.7 fd00:1::7] false  [] [] false", ""},
+		{"published by its agent", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7, fd00:1::7"}}, spec: {nodeName: n1}}`, "a/p  on n1 claims [10.1.0.7 fd00:1::7] false  [] [] false", ""},
+		{"published more than there can be", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7,10.1.0.8,fd00:1::7,10.1.0.7"}}, spec: {nodeName: n1}}`,
+			"a/p  on n1 claims [10.1.0.7 fd00:1::7] false  [] [] false",
+			`metadata.annotations[strait.dev/addresses]: "10.1.0.8": want one address of each family; it is left out`},
 		{"claimed without a node", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7"}}}`, "a/p  on  [] false  [] [] false", ""},
 		{"static", `{metadata: {name: p, namespace: a, uid: u, annotations: {kubernetes.io/config.mirror: hash}}}`, "a/p hash on  [] false  [] [] false", ""},
 		{"without addresses", `{metadata: {name: p, namespace: a}}`, "a/p  on  [] false  [] [] false", ""},
-		{"published nonsense", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7,ten"}}, spec: {nodeName: n1}}`, "a/p  on n1 [10.1.0.7] false  [] [] false",
+		{"published nonsense", `{metadata: {name: p, namespace: a, annotations: {strait.dev/addresses: "10.1.0.7,ten"}}, spec: {nodeName: n1}}`, "a/p  on n1 claims [10.1.0.7] false  [] [] false",
 			`metadata.annotations[strait.dev/addresses]: "ten": want an IPv4 or IPv6 address; it is left out`},
 		{"audit", `{metadata: {name: p, namespace: a, annotations: {policy.strait.dev/audit: "yes"}}}`, "a/p  on  [] false  [] [] false",
 			`metadata.annotations[policy.strait.dev/audit]: "yes": accepted: true, false; false is assumed`},
@@ -44,7 +47,11 @@ status:
 			p, ok, err := ToPod(parse[*corev1.Pod](t, "apiVersion: v1\nkind: Pod\n"+strings.TrimSuffix(strings.TrimPrefix(flow(c.pod), "\n"), "\n")))
 			got := ""
 			if ok {
-				got = fmt.Sprint(p.Key(), " ", p.UID, " on ", p.Node, " ", p.Addresses, " ", p.HostNetwork, " ", p.ServiceAccount, " ", p.Labels, " ", p.Ports, " ", p.Audit)
+				addresses := fmt.Sprint(p.Addresses)
+				if p.Claimed {
+					addresses = "claims " + addresses
+				}
+				got = fmt.Sprint(p.Key(), " ", p.UID, " on ", p.Node, " ", addresses, " ", p.HostNetwork, " ", p.ServiceAccount, " ", p.Labels, " ", p.Ports, " ", p.Audit)
 			}
 			if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.HasPrefix(err.Error(), c.err) {
 				t.Errorf("got\n%s\n%v\nwant\n%s\n%s", got, err, c.want, c.err)

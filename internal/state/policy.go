@@ -12,26 +12,29 @@ import (
 
 // Pod is what Kubernetes says about a pod that has not ended. Intent; owner: kube.
 type Pod struct {
-	Namespace      string
-	Name           string
-	UID            string
-	Node           string       // empty: not scheduled
-	Addresses      []netip.Addr // status.podIPs or, before the kubelet has written them, what the agent of its node has published at ADD
-	HostNetwork    bool         // its addresses are its node's
+	Namespace string
+	Name      string
+	UID       string
+	Node      string       // empty: not scheduled
+	Addresses []netip.Addr // status.podIPs or, before the kubelet has written them, what the agent of its node has published at ADD
+	// Claimed: the addresses are published, not reported. Whoever may write the pod can say so of any address: only who knows what is to be
+	// believed (control) may use them.
+	Claimed        bool
+	HostNetwork    bool // its addresses are its node's
+	Audit          bool // annotation policy.strait.dev/audit: "true"
 	ServiceAccount string
 	Labels         policy.Labels
 	Ports          []policy.NamedPort // of all containers, those with a name
-	Audit          bool               // annotation policy.strait.dev/audit: "true"
 }
 
 // Key returns namespace/name.
 func (p Pod) Key() string { return p.Namespace + "/" + p.Name }
 
-// PodsByAddress finds pods with an address of their own.
+// PodsByAddress finds pods with an address of their own that a kubelet has reported.
 var PodsByAddress = table.Index[Pod]{
 	Name: "address",
 	Keys: func(p Pod) []string {
-		if p.HostNetwork {
+		if p.HostNetwork || p.Claimed {
 			return nil
 		}
 		keys := make([]string, len(p.Addresses))
@@ -118,7 +121,7 @@ func NewPrograms() *table.Table[Program] {
 // Equal reports whether two pods say the same.
 func (p Pod) Equal(o Pod) bool {
 	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.Node == o.Node && p.HostNetwork == o.HostNetwork &&
-		p.ServiceAccount == o.ServiceAccount && p.Audit == o.Audit &&
+		p.Claimed == o.Claimed && p.ServiceAccount == o.ServiceAccount && p.Audit == o.Audit &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.Labels, o.Labels) && slices.Equal(p.Ports, o.Ports)
 }
 
