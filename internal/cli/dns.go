@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,13 +25,13 @@ type dnsOptions struct {
 
 // dnsLookup is what a pod's resolver would ask for a name, and what it is told.
 type dnsLookup struct {
-	Name      string     `json:"name"`
-	From      string     `json:"from"` // pod, or the node
-	Namespace string     `json:"namespace"`
-	Server    string     `json:"server"`
-	Search    []string   `json:"search"`
-	Queries   []dnsQuery `json:"queries"`
-	Addresses []string   `json:"answers"`
+	Name      string         `json:"name"`
+	From      string         `json:"from"` // pod, or the node
+	Namespace string         `json:"namespace"`
+	Server    netip.AddrPort `json:"server"`
+	Search    []string       `json:"search"`
+	Queries   []dnsQuery     `json:"queries"`
+	Addresses []string       `json:"answers"`
 }
 
 // dnsQuery is a question to the server.
@@ -68,7 +69,7 @@ Exit codes: 0 found, 1 there is no such name or no answer.`,
 	f.StringVar(&o.from, "from", "", "send from this pod: [NAMESPACE/]NAME")
 	f.StringVarP(&o.namespace, "namespace", "n", "", "namespace whose search path is used (default that of --from, else default)")
 	f.StringVar(&o.domain, "domain", "cluster.local", "domain of the cluster")
-	f.StringVar(&o.server, "server", "", "address of the server (default that of service "+dnsService+")")
+	f.StringVar(&o.server, "server", "", "address of the server or ADDRESS:PORT (default that of service "+dnsService+")")
 	f.StringSliceVar(&o.types, "type", []string{"A", "AAAA"}, "types of records to ask for")
 	return cmd
 }
@@ -82,13 +83,21 @@ func (o dnsOptions) check(name string) error {
 			return usage("--type %q: want types of DNS records such as A, AAAA or SRV", t)
 		}
 	}
-	if _, err := netip.ParseAddr(o.server); o.server != "" && err != nil {
-		return usage("--server %q: want an address", o.server)
+	if _, err := dnsServer(o.server); o.server != "" && err != nil {
+		return usage("--server %q: want ADDRESS or ADDRESS:PORT", o.server)
 	}
 	if _, ok := dns.IsDomainName(o.domain); !ok {
 		return usage("--domain %q: want a domain name", o.domain)
 	}
 	return nil
+}
+
+// dnsServer reads an address with or without a port.
+func dnsServer(text string) (netip.AddrPort, error) {
+	if a, err := netip.ParseAddr(text); err == nil {
+		return netip.AddrPortFrom(a, 53), nil
+	}
+	return netip.ParseAddrPort(text)
 }
 
 func (o dnsOptions) args(name string) []string {
@@ -152,16 +161,15 @@ func (a *app) dnsText(all answers[dnsLookup]) string {
 
 // lookUp asks from this node.
 func lookUp(ctx context.Context, c *localapi.Client, name string, o dnsOptions) (dnsLookup, error) {
-	l := dnsLookup{Name: name, From: o.from, Namespace: o.namespace, Server: o.server}
-	if l.Namespace == "" {
-		l.Namespace = "default"
-	}
-	if l.Server == "" {
+	l := dnsLookup{Name: name, From: o.from, Namespace: cmp.Or(o.namespace, "default")}
+	if o.server != "" {
+		l.Server, _ = dnsServer(o.server) // checked with the command line
+	} else {
 		services, err := c.Services(ctx)
 		if err != nil {
 			return l, err
 		}
-		if l.Server = dnsFrontend(services); l.Server == "" {
+		if l.Server = dnsFrontend(services); !l.Server.IsValid() {
 			return l, fmt.Errorf("service %s has no frontend for port 53/UDP here: name the server with --server", dnsService)
 		}
 	}
@@ -180,13 +188,13 @@ func lookUp(ctx context.Context, c *localapi.Client, name string, o dnsOptions) 
 }
 
 // dnsFrontend is the address of the cluster's DNS service.
-func dnsFrontend(services []localapi.Service) string {
+func dnsFrontend(services []localapi.Service) netip.AddrPort {
 	for _, s := range services {
 		if s.Namespace+"/"+s.Name == dnsService && s.Type == "ClusterIP" && s.Protocol == "UDP" && s.Frontend.Port() == 53 {
-			return s.Frontend.Addr().String()
+			return s.Frontend
 		}
 	}
-	return ""
+	return netip.AddrPort{}
 }
 
 // run asks for one name after the other until there is an answer, as resolv.conf(5) says of search and ndots.
@@ -216,15 +224,14 @@ func (l *dnsLookup) run(ctx context.Context, types []string) {
 }
 
 // exchange asks over UDP, and over TCP when the answer does not fit.
-func exchange(ctx context.Context, server, name, kind string) dnsQuery {
+func exchange(ctx context.Context, server netip.AddrPort, name, kind string) dnsQuery {
 	out := dnsQuery{Name: name, Type: kind}
 	m := new(dns.Msg).SetQuestion(name, dns.StringToType[kind])
 	m.SetEdns0(dns.DefaultMsgSize, false)
-	address := net.JoinHostPort(server, "53")
 	begin := time.Now()
-	reply, _, err := (&dns.Client{Timeout: dnsWait}).ExchangeContext(ctx, m, address)
+	reply, _, err := (&dns.Client{Timeout: dnsWait}).ExchangeContext(ctx, m, server.String())
 	if err == nil && reply.Truncated {
-		reply, _, err = (&dns.Client{Timeout: dnsWait, Net: "tcp"}).ExchangeContext(ctx, m, address)
+		reply, _, err = (&dns.Client{Timeout: dnsWait, Net: "tcp"}).ExchangeContext(ctx, m, server.String())
 	}
 	out.Took = time.Since(begin)
 	var late net.Error
