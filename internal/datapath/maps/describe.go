@@ -281,7 +281,7 @@ func connectionRow(k bpf.CtKey, e bpf.CtEntry) []string {
 
 func connectionFlags(f bpf.CtFlags) string {
 	type name = flagName[bpf.CtFlags]
-	return flagNames(f, name{bpf.CtService, "service"}, name{bpf.CtDSR, "dsr"}, name{bpf.CtStack, "stack"})
+	return flagNames(f, name{bpf.CtService, "service"}, name{bpf.CtDSR, "dsr"}, name{bpf.CtStack, "stack"}, name{bpf.CtVirtual, "virtual"})
 }
 
 func connectionState(proto uint8, f bpf.CtFlags) string {
