@@ -197,49 +197,24 @@ func handlePolicy(mux *http.ServeMux, p Provider) {
 	get(mux, "/v1/namespaces", p.Namespaces)
 	get(mux, "/v1/identities", p.Identities)
 	get(mux, "/v1/policyprograms", p.PolicyPrograms)
-	mux.HandleFunc("GET /v1/rules", func(w http.ResponseWriter, r *http.Request) {
-		if p.Rules == nil {
-			notOffered(w, r)
-			return
-		}
-		rules, err := p.Rules(r.Context(), r.URL.Query().Get("shadowed") == "true")
-		answer(w, rules, err)
+	handle(mux, "GET /v1/rules", p.Rules != nil, func(r *http.Request) (any, error) {
+		return p.Rules(r.Context(), r.URL.Query().Get("shadowed") == "true")
 	})
-	mux.HandleFunc("GET /v1/policies/{kind}/{name}", func(w http.ResponseWriter, r *http.Request) { policyOf(w, r, p) })
-	mux.HandleFunc("GET /v1/policies/{kind}/{namespace}/{name}", func(w http.ResponseWriter, r *http.Request) { policyOf(w, r, p) })
-	mux.HandleFunc("GET /v1/verdict", func(w http.ResponseWriter, r *http.Request) {
-		if p.Verdict == nil {
-			notOffered(w, r)
-			return
-		}
+	for _, name := range []string{"{kind}/{name}", "{kind}/{namespace}/{name}"} {
+		handle(mux, "GET /v1/policies/"+name, p.Policy != nil, func(r *http.Request) (any, error) {
+			return p.Policy(r.Context(), PolicyName{r.PathValue("kind"), r.PathValue("namespace"), r.PathValue("name")})
+		})
+	}
+	handle(mux, "GET /v1/verdict", p.Verdict != nil, func(r *http.Request) (any, error) {
 		q, err := askedVerdict(r.URL.Query())
 		if err != nil {
-			write(w, http.StatusBadRequest, failure{err.Error()})
-			return
+			return nil, err
 		}
-		v, err := p.Verdict(r.Context(), q)
-		answer(w, v, err)
+		return p.Verdict(r.Context(), q)
 	})
-	mux.HandleFunc("GET /v1/check", func(w http.ResponseWriter, r *http.Request) { check(w, r, p, false) })
-	mux.HandleFunc("POST /v1/check", func(w http.ResponseWriter, r *http.Request) { check(w, r, p, true) })
-}
-
-func policyOf(w http.ResponseWriter, r *http.Request, p Provider) {
-	if p.Policy == nil {
-		notOffered(w, r)
-		return
+	for method, repair := range map[string]bool{http.MethodGet: false, http.MethodPost: true} {
+		handle(mux, method+" /v1/check", p.Check != nil, func(r *http.Request) (any, error) { return p.Check(r.Context(), repair) })
 	}
-	detail, err := p.Policy(r.Context(), PolicyName{r.PathValue("kind"), r.PathValue("namespace"), r.PathValue("name")})
-	answer(w, detail, err)
-}
-
-func check(w http.ResponseWriter, r *http.Request, p Provider, repair bool) {
-	if p.Check == nil {
-		notOffered(w, r)
-		return
-	}
-	v, err := p.Check(r.Context(), repair)
-	answer(w, v, err)
 }
 
 // Policies returns the policies of all kinds, those that are not as they should be first.
@@ -252,11 +227,11 @@ func (c *Client) Policy(ctx context.Context, name PolicyName) (PolicyDetail, err
 	if !isPath(name.Kind) || !isPath(name.Name) || name.Namespace != "" && !isPath(name.Namespace) {
 		return PolicyDetail{}, fmt.Errorf("%s: %w", name, ErrNotFound)
 	}
-	path := "/v1/policies/" + name.Kind + "/" + name.Name
+	path := "/v1/policies/" + name.Kind + "/"
 	if name.Namespace != "" {
-		path = "/v1/policies/" + name.Kind + "/" + name.Namespace + "/" + name.Name
+		path += name.Namespace + "/"
 	}
-	return fetch[PolicyDetail](ctx, c, path)
+	return fetch[PolicyDetail](ctx, c, path+name.Name)
 }
 
 // Rules returns what the rules of all policies have counted; with shadowed also what decides in place of those that never can.
@@ -309,11 +284,11 @@ func askedVerdict(v url.Values) (VerdictQuestion, error) {
 	q := VerdictQuestion{Source: v.Get("source"), Destination: v.Get("destination"), PortName: v.Get("name")}
 	protocol, err := strconv.ParseUint(v.Get("protocol"), 10, 8)
 	if err != nil {
-		return q, fmt.Errorf("protocol %q: want the number of an IP protocol", v.Get("protocol"))
+		return q, BadQuestion("protocol %q: want the number of an IP protocol", v.Get("protocol"))
 	}
 	port, err := strconv.ParseUint(v.Get("port"), 10, 16)
 	if err != nil {
-		return q, fmt.Errorf("port %q: want 0 to 65535", v.Get("port"))
+		return q, BadQuestion("port %q: want 0 to 65535", v.Get("port"))
 	}
 	q.Protocol, q.Port = uint8(protocol), uint16(port)
 	return q, nil

@@ -75,32 +75,22 @@ func Handler(p Provider) http.Handler {
 	get(mux, "/v1/routes", p.Routes)
 	get(mux, "/v1/devices", p.Devices)
 	get(mux, "/v1/maps", p.Maps)
-	mux.HandleFunc("GET /v1/services/{namespace}/{name}", func(w http.ResponseWriter, r *http.Request) {
-		if p.Service == nil {
-			notOffered(w, r)
-			return
-		}
-		detail, err := p.Service(r.Context(), r.PathValue("namespace"), r.PathValue("name"))
-		answer(w, detail, err)
+	handle(mux, "GET /v1/services/{namespace}/{name}", p.Service != nil, func(r *http.Request) (any, error) {
+		return p.Service(r.Context(), r.PathValue("namespace"), r.PathValue("name"))
 	})
-	mux.HandleFunc("GET /v1/maps/{name}", func(w http.ResponseWriter, r *http.Request) {
-		if p.DumpMap == nil {
-			notOffered(w, r)
-			return
-		}
+	handle(mux, "GET /v1/maps/{name}", p.DumpMap != nil, func(r *http.Request) (any, error) {
 		limit := 0
 		if text := r.URL.Query().Get("limit"); text != "" {
 			var err error
 			if limit, err = strconv.Atoi(text); err != nil || limit < 0 {
-				write(w, http.StatusBadRequest, failure{fmt.Sprintf("limit %q: want a number of rows, 0 or more", text)})
-				return
+				return nil, BadQuestion("limit %q: want a number of rows, 0 or more", text)
 			}
 		}
-		dump, err := p.DumpMap(r.Context(), r.PathValue("name"), limit)
-		answer(w, dump, err)
+		return p.DumpMap(r.Context(), r.PathValue("name"), limit)
 	})
-	mux.HandleFunc("GET /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, false) })
-	mux.HandleFunc("POST /v1/ipam/check", func(w http.ResponseWriter, r *http.Request) { checkIPAM(w, r, p, true) })
+	for method, fix := range map[string]bool{http.MethodGet: false, http.MethodPost: true} {
+		handle(mux, method+" /v1/ipam/check", p.CheckIPAM != nil, func(r *http.Request) (any, error) { return p.CheckIPAM(r.Context(), fix) })
+	}
 	handleTakeover(mux, p)
 	handlePolicy(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -109,28 +99,20 @@ func Handler(p Provider) http.Handler {
 	return mux
 }
 
-func get[T any](mux *http.ServeMux, path string, fn func(context.Context) (T, error)) {
-	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-		if fn == nil {
-			notOffered(w, r)
+// handle answers a pattern with what ask returns. offered: the Provider has the function for it.
+func handle(mux *http.ServeMux, pattern string, offered bool, ask func(*http.Request) (any, error)) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if !offered {
+			write(w, http.StatusNotImplemented, failure{r.URL.Path + ": " + ErrNotOffered.Error()})
 			return
 		}
-		v, err := fn(r.Context())
+		v, err := ask(r)
 		answer(w, v, err)
 	})
 }
 
-func checkIPAM(w http.ResponseWriter, r *http.Request, p Provider, fix bool) {
-	if p.CheckIPAM == nil {
-		notOffered(w, r)
-		return
-	}
-	v, err := p.CheckIPAM(r.Context(), fix)
-	answer(w, v, err)
-}
-
-func notOffered(w http.ResponseWriter, r *http.Request) {
-	write(w, http.StatusNotImplemented, failure{r.URL.Path + ": " + ErrNotOffered.Error()})
+func get[T any](mux *http.ServeMux, path string, fn func(context.Context) (T, error)) {
+	handle(mux, "GET "+path, fn != nil, func(r *http.Request) (any, error) { return fn(r.Context()) })
 }
 
 func answer(w http.ResponseWriter, v any, err error) {

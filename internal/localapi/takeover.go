@@ -38,23 +38,9 @@ type ProxyTrace struct {
 
 func handleTakeover(mux *http.ServeMux, p Provider) {
 	get(mux, "/v1/takeover", p.Takeover)
-	post := func(path string, fn func(context.Context) (Takeover, error)) {
-		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
-			if fn == nil {
-				notOffered(w, r)
-				return
-			}
-			v, err := fn(r.Context())
-			answer(w, v, err)
-		})
-	}
-	post("/v1/takeover/start", p.TakeOver)
+	handle(mux, "POST /v1/takeover/start", p.TakeOver != nil, func(r *http.Request) (any, error) { return p.TakeOver(r.Context()) })
 	for path, force := range map[string]bool{"/v1/takeover/undo": false, "/v1/takeover/undo/force": true} {
-		var undo func(context.Context) (Takeover, error)
-		if p.UndoTakeover != nil {
-			undo = func(ctx context.Context) (Takeover, error) { return p.UndoTakeover(ctx, force) }
-		}
-		post(path, undo)
+		handle(mux, "POST "+path, p.UndoTakeover != nil, func(r *http.Request) (any, error) { return p.UndoTakeover(r.Context(), force) })
 	}
 }
 
