@@ -155,10 +155,12 @@ func (n *Namer) ruleOf(number uint32) *policy.RuleRef {
 	if !ok {
 		return nil
 	}
-	if old := n.rules[number]; old == nil || *old != ref {
-		n.rules[number] = &ref
+	if old := n.rules[number]; old != nil && *old == ref {
+		return old
 	}
-	return n.rules[number]
+	fresh := ref
+	n.rules[number] = &fresh
+	return &fresh
 }
 
 // recent keeps what was put or asked for lately: at least the last remembered keys, at most twice as many.

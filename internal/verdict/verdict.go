@@ -38,6 +38,9 @@ func (r Reason) Kind() Kind {
 // Dropped reports whether the packet was dropped.
 func (r Reason) Dropped() bool { return r.Kind() == Dropped }
 
+// Policy reports whether policy is the reason.
+func (r Reason) Policy() bool { return r == PolicyEgress || r == PolicyIngress || r == PolicyMissing }
+
 // String gives the reason's name as in reasons.def in lower case, or its number when this version does not know it.
 func (r Reason) String() string {
 	if row, ok := lookup(r); ok {

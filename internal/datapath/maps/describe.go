@@ -48,6 +48,7 @@ type description struct {
 	columns       []string
 	count         func(*ebpf.Map) (int, error)
 	rows          func(m *ebpf.Map, row func([]string)) error
+	sealed        string // why it cannot be read as a whole, without rows
 }
 
 // describe makes a description whose rows are formatted one by one.
@@ -71,6 +72,8 @@ func policyName(policy uint64) string {
 	}
 	return fmt.Sprintf("%016x", policy)
 }
+
+const ofSockets = "its entries belong to sockets"
 
 func descriptions() []description {
 	return []description{
@@ -142,8 +145,14 @@ func descriptions() []description {
 			func(_ uint32, v bpf.NodeState) []string { return []string{number(v.Revision), policyName(v.Policy)} }),
 		{name: bpf.DatapathMapStraitRule, purpose: "what rules of policies let pass or stopped",
 			columns: []string{"RULE", "PACKETS", "BYTES"}, rows: ruleRows},
-		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to"},
-		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses"},
+		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to", sealed: ofSockets},
+		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses", sealed: ofSockets},
+		{name: bpf.DatapathMapStraitEvents, purpose: "what happened to connections, until it is read",
+			sealed: "who reads a record takes it away; strait observe shows them"},
+		describe(bpf.DatapathMapStraitMuted, "repeated denials and drops that are not told yet",
+			"PROTOCOL SOURCE DESTINATION REASON PACKETS BYTES HOOK SILENT", repeatRow),
+		{name: bpf.DatapathMapStraitLost, purpose: "records that there was no room for",
+			columns: []string{"KIND", "RECORDS", "PACKETS", "BYTES"}, rows: lostRows},
 		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},
 	}
 }
@@ -169,6 +178,8 @@ func (m *Maps) List() ([]Description, error) {
 			row.Entries = n
 		case k.Type() == ebpf.PerCPUArray:
 			row.Entries = row.Max
+		case k.Type() == ebpf.RingBuf: // its size is in bytes
+			row.Bytes, row.Max = uint64(row.Max), 0
 		}
 		out = append(out, row)
 	}
@@ -193,7 +204,7 @@ func (m *Maps) Dump(name string, limit int) (Dump, error) {
 		case d.name == bpf.DatapathMapStraitCounter:
 			err = m.counterRows(&out)
 		case d.rows == nil:
-			return Dump{}, fmt.Errorf("%s cannot be read as a whole: its entries belong to sockets", d.name)
+			return Dump{}, fmt.Errorf("%s cannot be read as a whole: %s", d.name, d.sealed)
 		default:
 			err = d.rows(k, func(r []string) { out.Rows = append(out.Rows, r) })
 			slices.SortFunc(out.Rows, compareRows)
@@ -274,9 +285,8 @@ func connectionRow(k bpf.CtKey, e bpf.CtEntry) []string {
 	if e.Flags&bpf.CtFront != 0 {
 		front = addrPort(e.FrontAddr, e.FrontPort)
 	}
-	count := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	return []string{protocol(k.Proto), beginner, other, connectionState(k.Proto, e.Flags),
-		count(e.Packets[from]), count(e.Bytes[from]), count(e.Packets[1-from]), count(e.Bytes[1-from]), age, silent, nat, back, front, connectionFlags(e.Flags)}
+		decimal(e.Packets[from]), decimal(e.Bytes[from]), decimal(e.Packets[1-from]), decimal(e.Bytes[1-from]), age, silent, nat, back, front, connectionFlags(e.Flags)}
 }
 
 func connectionFlags(f bpf.CtFlags) string {
@@ -397,6 +407,8 @@ func protocol(p uint8) string {
 }
 
 func number(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+
+func decimal(n uint64) string { return strconv.FormatUint(n, 10) }
 
 func address(a netip.Addr) string {
 	if !a.IsValid() {

@@ -70,8 +70,12 @@ func layouts(name string) []layout {
 		return []layout{kept[uint32, bpf.NodeState]()}
 	case bpf.DatapathMapStraitRule:
 		return []layout{{value: 16, fill: fillRules}}
+	case bpf.DatapathMapStraitEvents:
+		return []layout{{fill: func(_, _ *ebpf.Map) error { return nil }}} // what nobody has read stays unread
+	case bpf.DatapathMapStraitMuted:
+		return []layout{written[bpf.MutedKey](same[bpf.Muted], nil)}
 	}
-	return nil // socket storage cannot be read as a whole; the size of the counters never changes
+	return nil // socket storage cannot be read as a whole; the size of counters, lost ones too, never changes
 }
 
 // withSets turns {id, count, flags, pad} into a row whose set had the service's id.

@@ -53,6 +53,11 @@ func Spec(sizes config.Maps) (*ebpf.CollectionSpec, error) {
 	return spec, nil
 }
 
+// SizeEvents sets the size of the ring of records, in bytes: a power of two and a multiple of the page size.
+func SizeEvents(spec *ebpf.CollectionSpec, bytes uint32) {
+	spec.Maps[bpf.DatapathMapStraitEvents].MaxEntries = bytes
+}
+
 // Open opens every pinned map of spec and makes and pins those that are missing. One whose entries have an older form, or whose size was
 // changed, is made anew with its entries in it: see Settle. Maps with any other shape stay as they are: the error matches ErrShape and
 // names every one of them with both shapes, and nothing is made.
