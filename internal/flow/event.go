@@ -43,6 +43,9 @@ func (k Kind) String() string {
 	return "unknown"
 }
 
+// Stops reports whether packets were stopped.
+func (k Kind) Stops() bool { return k == Denied || k == Dropped }
+
 // Hook is the program that told. Values are the kernel's.
 type Hook uint8
 

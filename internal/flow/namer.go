@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
@@ -61,8 +62,8 @@ func NewNamer(c NamerConfig) *Namer {
 // Close lets the tables forget what they keep for the Namer.
 func (n *Namer) Close() { n.owners.close() }
 
-// Name appends events with the names of now.
-func (n *Namer) Name(events []Event, into []Flow) []Flow {
+// Name appends events with the names of now. Of events that nobody has read for a while pods are not known any more.
+func (n *Namer) Name(now time.Time, events []Event, into []Flow) []Flow {
 	if n.owners.refresh() {
 		n.age++
 	}
@@ -71,7 +72,10 @@ func (n *Namer) Name(events []Event, into []Flow) []Flow {
 	}
 	for i := range events {
 		into = append(into, Flow{Event: events[i]})
-		n.name(&into[len(into)-1])
+		f := &into[len(into)-1]
+		if n.name(f); now.Sub(f.Time) > lingers {
+			f.From, f.To = f.From.anonymous(), f.To.anonymous()
+		}
 	}
 	return into
 }
@@ -110,6 +114,14 @@ func (n *Namer) end(a netip.Addr, at time.Time) End {
 	}
 	n.ends.put(a, &known{End: now, age: n.age, last: at})
 	return now
+}
+
+// anonymous is an end of which only the place is known.
+func (e End) anonymous() End {
+	if e.Kind == policy.PodPeer {
+		e.Pod, e.Identity = nil, identity.Unknown
+	}
+	return e
 }
 
 // service returns the name of the service with a frontend, and of its port.

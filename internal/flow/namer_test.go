@@ -94,7 +94,7 @@ func TestNameEnds(t *testing.T) {
 		{"fe80::1", policy.UnknownPeer, identity.Unknown, "", "", false},
 	} {
 		from := netip.AddrPortFrom(addr(c.address), 1234)
-		f := n.Name([]flow.Event{{Kind: flow.New, Time: epoch, Source: from, Target: from}}, nil)[0]
+		f := n.Name(epoch, []flow.Event{{Kind: flow.New, Time: epoch, Source: from, Target: from}}, nil)[0]
 		for _, e := range []flow.End{f.From, f.To} {
 			pod := ""
 			if e.Pod != nil {
@@ -105,7 +105,7 @@ func TestNameEnds(t *testing.T) {
 			}
 		}
 	}
-	f := n.Name([]flow.Event{{Kind: flow.Dropped, Time: epoch}, {Kind: flow.Lost}}, nil)
+	f := n.Name(epoch, []flow.Event{{Kind: flow.Dropped, Time: epoch}, {Kind: flow.Lost}}, nil)
 	if f[0].From != (flow.End{}) || f[0].To != (flow.End{}) || f[1].From != (flow.End{}) {
 		t.Errorf("ends of what has no addresses: %+v", f)
 	}
@@ -135,14 +135,14 @@ func TestNameServicesAndRules(t *testing.T) {
 			e.Front = at(c.front)
 		}
 		for range 2 { // the second time from memory
-			if f := n.Name([]flow.Event{e}, nil)[0]; f.Service+" "+f.ServicePort != c.want {
+			if f := n.Name(epoch, []flow.Event{e}, nil)[0]; f.Service+" "+f.ServicePort != c.want {
 				t.Errorf("%s %s by %s is %q port %q, want %q", c.protocol, c.target, c.front, f.Service, f.ServicePort, c.want)
 			}
 		}
 	}
 	e := ends("10.244.1.5:1", "10.244.2.5:2")
 	e.Egress, e.Ingress, e.Audited = 7, 0, 100
-	one, other := n.Name([]flow.Event{e}, nil)[0], n.Name([]flow.Event{e}, nil)[0]
+	one, other := n.Name(epoch, []flow.Event{e}, nil)[0], n.Name(epoch, []flow.Event{e}, nil)[0]
 	if one.EgressRule == nil || one.EgressRule.Name != "rule7" || one.IngressRule != nil || one.AuditedRule != nil {
 		t.Errorf("rules %v %v %v", one.EgressRule, one.IngressRule, one.AuditedRule)
 	}
@@ -159,7 +159,7 @@ func TestNamesFollowTables(t *testing.T) {
 	e := ends("10.244.2.5:1", "10.96.0.10:80")
 	name := func(at time.Time) string {
 		e.Time = at
-		f := n.Name([]flow.Event{e}, nil)[0]
+		f := n.Name(at, []flow.Event{e}, nil)[0]
 		if f.From.Pod == nil {
 			return f.From.Kind.String() + " " + f.Service
 		}
@@ -183,6 +183,10 @@ func TestNamesFollowTables(t *testing.T) {
 	st.Pods.Delete("default/next")
 	st.Pods.Insert(state.Pod{Namespace: "default", Name: "third", Node: "b", Addresses: []netip.Addr{addr("10.244.2.5")}})
 	step("given away at once", "third ", epoch.Add(63*time.Second))
+	late := n.Name(epoch.Add(3*time.Minute), []flow.Event{e}, nil)[0].From
+	if late.Pod != nil || late.Kind != policy.PodPeer || late.Node != "b" {
+		t.Errorf("of an event that nobody has read for minutes: %+v", late)
+	}
 	st.Remotes.Delete("10.244.2.0/24")
 	st.Pods.Delete("default/third")
 	step("the node is gone", "world ", epoch.Add(64*time.Second))
@@ -204,7 +208,7 @@ func BenchmarkName(b *testing.B) {
 	into := make([]flow.Flow, 0, len(events))
 	b.ReportAllocs()
 	for b.Loop() {
-		into = n.Name(events, into[:0])
+		into = n.Name(epoch, events, into[:0])
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(events)), "ns/flow")
 }
