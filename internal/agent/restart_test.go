@@ -47,16 +47,7 @@ func TestKilledAgentBreaksNoConnection(t *testing.T) {
 			}
 			for range 3 {
 				time.Sleep(300 * time.Millisecond)
-				for _, n := range c.Nodes {
-					n.KillAgent()
-				}
-				time.Sleep(200 * time.Millisecond)
-				for _, n := range c.Nodes {
-					n.StartAgent()
-				}
-				for _, n := range c.Nodes {
-					n.WaitReady(20 * time.Second)
-				}
+				restart(c.Nodes, func() { time.Sleep(200 * time.Millisecond) })
 			}
 			for _, wait := range waits {
 				if got := wait(); got.Failed != 0 || got.OK < 100 {

@@ -71,7 +71,7 @@ var owners = []struct {
 	{"github.com/google/nftables", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli"}, "read internal/state"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
-	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint"}, "only edges talk HTTP"},
+	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint", "internal/testkit"}, "only edges talk HTTP"},
 }
 
 const (

@@ -103,14 +103,20 @@ func NewCluster(t T, o Options) *Cluster {
 	c.plug(c.Outside, switchNS, "outside", outside4, outside6)
 	c.writeNodes()
 	if !o.NoAgents {
-		for _, n := range c.Nodes {
-			n.StartAgent()
-		}
-		for _, n := range c.Nodes {
-			n.WaitReady(30 * time.Second)
-		}
+		c.StartAgents()
 	}
 	return c
+}
+
+// StartAgents starts the agents of all nodes and waits until they have opened them for pods.
+func (c *Cluster) StartAgents() {
+	c.t.Helper()
+	for _, n := range c.Nodes {
+		n.StartAgent()
+	}
+	for _, n := range c.Nodes {
+		n.WaitReady(30 * time.Second)
+	}
 }
 
 func addBridge() error {

@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,6 +22,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/strait-net/strait/internal/config"
 )
 
 // StartAgent starts the agent. Its log goes to AgentLog.
@@ -101,6 +105,25 @@ func (n *Node) CLI(args ...string) string {
 // TryCLI runs the strait command on the node and returns its output and how it ended.
 func (n *Node) TryCLI(args ...string) (string, error) {
 	return n.TryRun(filepath.Join(n.cluster.bin, "strait"), args...)
+}
+
+// Get returns what the agent answers on the address of its metrics, as Prometheus and the operator ask it.
+func (n *Node) Get(path string) string {
+	n.t.Helper()
+	_, port, err := net.SplitHostPort(config.Default().MetricsAddress)
+	must(n.t, err)
+	var conn net.Conn
+	n.Do(func() { conn, err = net.DialTimeout("tcp", net.JoinHostPort(n.IPv4.String(), port), 5*time.Second) })
+	must(n.t, err)
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
+	resp, err := client.Get("http://agent" + path)
+	must(n.t, err)
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		n.t.Fatalf("agent of %s answers %s with %s, %v\n%s", n.Name, path, resp.Status, err, body)
+	}
+	return string(body)
 }
 
 // Config returns a copy of the node's configuration.

@@ -72,12 +72,7 @@ func newShop(t *testing.T) shop {
 	c.ApplyNamespace("shop", map[string]string{"tenant": "a"}, nil)
 	c.ApplyNamespace("elsewhere", map[string]string{"tenant": "b"}, nil)
 	c.ApplyText("policies", shopPolicies)
-	for _, n := range c.Nodes {
-		n.StartAgent()
-	}
-	for _, n := range c.Nodes {
-		n.WaitReady(time.Minute)
-	}
+	c.StartAgents()
 	pod := func(n int, name, namespace, app string) *testkit.Pod {
 		p := c.Nodes[n].AddPodAs(name, testkit.PodSpec{Namespace: namespace, Labels: map[string]string{"app": app},
 			Ports: []testkit.ContainerPort{{Name: "sql", Port: sqlPort, Protocol: "TCP"}}})
@@ -223,7 +218,7 @@ func TestPolicyCommands(t *testing.T) {
 	}
 	busy()
 	s.corrupt(t)
-	metrics := scrape(t, n)
+	metrics := n.Get("/metrics")
 	for _, want := range []string{`strait_policy_objects{kind="CiliumNetworkPolicy",state="refused"} 1`, `strait_policy_packets_total{direction="ingress",verdict="denied"}`,
 		"strait_policy_propagation_duration_seconds_count", `strait_policy_pods{state="selected"} 1`} {
 		if !strings.Contains(metrics, want) {
