@@ -157,6 +157,13 @@ func TestCompile(t *testing.T) {
 			"problem node a: has no IPv6 pod CIDR in spec.podCIDRs; pods get no IPv6 address before strait-operator (ipam.mode cluster-pool) or " +
 				"kube-controller-manager (ipam.mode kubernetes) has set it",
 			"remote 10.1.1.0/24 pods of a", "remote 192.168.0.1/32 host of a", "remote fd09::1/128 host of a", "route unreachable 10.1.1.0/24"}, "\n")},
+		{"every address of this node", with(cluster(config.VXLANMode, nodeA), func(c *Cluster) {
+			for _, text := range []string{"eth1 172.20.0.1/24 172.20.0.9/24 fd20::1/64", "lo 203.0.113.1/32 2001:db8::1/128"} {
+				d := device(text)
+				d.Native, d.Up = false, false
+				c.Devices = append(c.Devices, d)
+			}
+		}), own("remote 172.20.0.1/32 host of a", "remote 172.20.0.9/32 host of a", "remote fd20::1/128 host of a", "remote 203.0.113.1/32 host of a", "remote 2001:db8::1/128 host of a")},
 		{"API servers that are no nodes", with(cluster(config.VXLANMode, nodeA), func(c *Cluster) {
 			for _, a := range []string{"192.168.0.1", "10.1.1.7", "203.0.113.5", "203.0.113.5", "2001:db8::5"} {
 				c.APIServers = append(c.APIServers, netip.MustParseAddr(a))

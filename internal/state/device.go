@@ -6,7 +6,7 @@ import (
 	"github.com/strait-net/strait/internal/table"
 )
 
-// Device is a device of this node that carries cluster or outside traffic, as observed. Actual; owner: datapath/netdev.
+// Device is a device of this node that is no pod's, as observed; loopback only if it has addresses. Actual; owner: datapath/netdev.
 type Device struct {
 	Name      string
 	Index     int

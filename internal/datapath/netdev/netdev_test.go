@@ -75,6 +75,10 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%q: problems %q, want %q", c.patterns, all, c.problem)
 		}
 	}
+	router := append(slices.Clone(seen), observed{Device: state.Device{Name: "lo", Index: 1, Addresses: []netip.Prefix{pfx("10.0.0.1/32")}}, loopback: true})
+	if rows, _ := choose(router, []string{"*"}, []netip.Addr{netip.MustParseAddr("10.0.0.1")}); len(rows) != 5 || rows[4].Name != "lo" || rows[4].Native {
+		t.Errorf("a node whose address is on loopback: %+v", rows)
+	}
 	rows, _ := choose(seen, nil, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
 	if got := rows[0].Addresses[0].Addr().String(); got != "10.0.0.1" {
 		t.Errorf("first address %s, want the node's", got)
@@ -155,11 +159,24 @@ func addUplink(t testing.TB, n *Net, name, address string) {
 			t.Fatal(err)
 		}
 	}
+	addAddress(t, n, name, address, nil)
+}
+
+// addAddress gives a device an address; the kernel may have IPv6 off.
+func addAddress(t testing.TB, n *Net, device, address string, edit func(*netlink.Addr)) {
+	t.Helper()
+	link, err := n.link(device)
+	if err != nil {
+		t.Fatal(err)
+	}
 	a, err := netlink.ParseAddr(address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.Flags = unix.IFA_F_NODAD
+	if edit != nil {
+		edit(a)
+	}
 	if err := n.h.AddrAdd(link, a); err != nil && !strings.Contains(address, ":") {
 		t.Fatal(err)
 	}
@@ -591,6 +608,14 @@ func TestWatcherFollowsDevices(t *testing.T) {
 			}
 		}
 		await("at start", func(d state.Device, _ bool) bool { return d.Native && d.Up && d.MTU == 1500 }, "up0")
+		// Whatever the node is reached by counts, what lasts before what does not.
+		addAddress(t, n, "up0", "192.168.7.9/24", func(a *netlink.Addr) { a.ValidLft = 3600 }) // preferred for 0 s: deprecated
+		addAddress(t, n, "up0", "192.168.7.8/24", nil)
+		await("addresses", func(d state.Device, _ bool) bool {
+			return slices.Equal(d.Addresses, []netip.Prefix{netip.MustParsePrefix("192.168.7.1/24"), netip.MustParsePrefix("192.168.7.8/24"), netip.MustParsePrefix("192.168.7.9/24")})
+		}, "up0")
+		addAddress(t, n, "lo", "192.168.9.1/32", nil)
+		await("address of loopback", func(d state.Device, found bool) bool { return found && !d.Native && len(d.Addresses) == 1 }, "lo")
 		addUplink(t, n, "up1", "192.168.8.1/24")
 		await("new device", func(d state.Device, _ bool) bool { return d.Native && d.Up }, "up1")
 		link, err := n.link("up1")

@@ -225,8 +225,14 @@ type observed struct {
 	defaultRoute bool
 }
 
-// passing are flags of addresses that are not usable yet or not for long.
-const passing = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED | unix.IFA_F_DEPRECATED | unix.IFA_F_TEMPORARY
+// unusable are flags of addresses that the node does not have yet, or cannot have.
+const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
+
+// passing reports whether an address is not for long: the node is reached by it while it is there, and chooses others first. The flag of temporary
+// addresses of IPv6 is that of secondary ones of IPv4.
+func passing(a *netlink.Addr) bool {
+	return a.Flags&unix.IFA_F_DEPRECATED != 0 || a.IP.To4() == nil && a.Flags&unix.IFA_F_TEMPORARY != 0
+}
 
 // observe returns the devices of the namespace, those of pods left out, in the order of their indexes.
 func (n *Net) observe() ([]observed, error) {
@@ -238,10 +244,14 @@ func (n *Net) observe() ([]observed, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
-	byIndex := map[int][]netip.Prefix{}
+	lasting, brief := map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
 	for _, a := range addrs {
-		if a.Scope == int(netlink.SCOPE_UNIVERSE) && a.Flags&passing == 0 {
-			byIndex[a.LinkIndex] = append(byIndex[a.LinkIndex], prefix(a.IPNet))
+		switch {
+		case a.Scope != int(netlink.SCOPE_UNIVERSE) || a.Flags&unusable != 0:
+		case passing(&a):
+			brief[a.LinkIndex] = append(brief[a.LinkIndex], prefix(a.IPNet))
+		default:
+			lasting[a.LinkIndex] = append(lasting[a.LinkIndex], prefix(a.IPNet))
 		}
 	}
 	defaults, err := n.defaultRouteDevices()
@@ -256,7 +266,8 @@ func (n *Net) observe() ([]observed, error) {
 		}
 		out = append(out, observed{
 			Device: state.Device{
-				Name: a.Name, Index: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0, Addresses: byIndex[a.Index],
+				Name: a.Name, Index: a.Index, MTU: a.MTU, Up: a.RawFlags&unix.IFF_UP != 0,
+				Addresses: slices.Concat(lasting[a.Index], brief[a.Index]),
 			},
 			loopback:     a.RawFlags&unix.IFF_LOOPBACK != 0,
 			defaultRoute: defaults[a.Index],
@@ -287,13 +298,13 @@ func (n *Net) defaultRouteDevices() (map[int]bool, error) {
 	return out, nil
 }
 
-// choose marks the native devices. Loopback and our own devices never are; the former is no row at all. Node addresses are
-// put before others, which keep the kernel's order.
+// choose marks the native devices. Loopback and our own devices never are; the former is a row only if it has addresses that others may
+// reach. Node addresses are put before others, which keep their order.
 func choose(seen []observed, patterns []string, node []netip.Addr) (rows []state.Device, problems []string) {
 	used := make([]bool, len(patterns))
 	native := 0
 	for _, o := range seen {
-		if o.loopback {
+		if o.loopback && len(o.Addresses) == 0 {
 			continue
 		}
 		d := o.Device
@@ -301,7 +312,7 @@ func choose(seen []observed, patterns []string, node []netip.Addr) (rows []state
 		slices.SortStableFunc(d.Addresses, func(x, y netip.Prefix) int {
 			return cmp.Compare(rank(x.Addr(), node), rank(y.Addr(), node))
 		})
-		if d.Name != VXLANDevice {
+		if d.Name != VXLANDevice && !o.loopback {
 			d.Native = o.carries(patterns, used, node)
 		}
 		if d.Native {
