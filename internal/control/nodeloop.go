@@ -19,7 +19,7 @@ const (
 )
 
 // apiServerService is the Service whose endpoints are the API servers.
-const apiServerService = "default/kubernetes"
+const apiServerService = state.APIServerService
 
 // Nodes keeps state.Remotes and state.Routes as the nodes, this node's devices and the configuration want them.
 type Nodes struct {

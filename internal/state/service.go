@@ -196,6 +196,9 @@ func (s EndpointSlice) Equal(o EndpointSlice) bool {
 		slices.Equal(s.Ports, o.Ports) && slices.EqualFunc(s.Endpoints, o.Endpoints, SliceEndpoint.Equal)
 }
 
+// APIServerService is the namespace/name of the service whose endpoints are the API servers.
+const APIServerService = "default/kubernetes"
+
 // SlicesByService finds the slices of a service by its namespace/name.
 var SlicesByService = table.Index[EndpointSlice]{
 	Name: "service",

@@ -180,10 +180,8 @@ func (s Sources) endAt(e end, a netip.Addr) end {
 	for pod := range s.State.Pods.Snapshot().By(state.PodsByAddress, a.String()) {
 		e = s.podEnd(e, pod)
 	}
-	for node := range s.State.Nodes.Snapshot().All() {
-		if e.Pod == "" && slices.Contains(node.Addresses, a) {
-			e = s.nodeEnd(e, node)
-		}
+	if node, ok := s.nodeAt(a); ok && e.Pod == "" {
+		e = s.nodeEnd(e, node)
 	}
 	if e.Kind == "" {
 		e.Kind = policy.WorldPeer.String()
@@ -193,6 +191,21 @@ func (s Sources) endAt(e end, a netip.Addr) end {
 	}
 	e.Addresses = []netip.Addr{a}
 	return e
+}
+
+// nodeAt returns the node that has an address: of this one every address counts, of others those that Kubernetes knows.
+func (s Sources) nodeAt(a netip.Addr) (state.Node, bool) {
+	nodes := s.State.Nodes.Snapshot()
+	for node := range nodes.All() {
+		if slices.Contains(node.Addresses, a) {
+			return node, true
+		}
+	}
+	if row, _, ok := s.State.Remotes.Snapshot().Get(netip.PrefixFrom(a, a.BitLen()).String()); !ok || row.Kind != state.RemoteHost {
+		return state.Node{}, false
+	}
+	node, _, ok := nodes.Get(s.Node)
+	return node, ok
 }
 
 // identityAt returns the row of the longest prefix that covers the address.
@@ -388,26 +401,33 @@ func (s Sources) misses(own end, c Connection) (out []string) {
 
 // peerAt is who has an address, as selectors see it.
 func (s Sources) peerAt(a netip.Addr) policy.Peer {
-	whole := netip.PrefixFrom(a, a.BitLen())
-	for pod := range s.State.Pods.Snapshot().By(state.PodsByAddress, a.String()) {
-		peer := s.peerOfPod(pod.Key())
-		peer.Prefix = whole
-		return peer
-	}
-	for node := range s.State.Nodes.Snapshot().All() {
-		if slices.Contains(node.Addresses, a) {
-			kind := policy.NodePeer
-			if node.Name == s.Node {
-				kind = policy.HostPeer
-			}
-			return policy.Peer{Kind: kind, Prefix: whole, NodeLabels: node.Labels}
+	peer := s.ownerOf(a)
+	peer.Prefix = netip.PrefixFrom(a, a.BitLen())
+	for slice := range s.State.EndpointSlices.Snapshot().All() {
+		name := slice.Service.String()
+		if slices.Contains(peer.Services, name) || !slices.ContainsFunc(slice.Endpoints, func(e state.SliceEndpoint) bool { return e.Address == a }) {
+			continue
 		}
+		peer.Services = append(peer.Services, name)
+		peer.APIServer = peer.APIServer || name == state.APIServerService
 	}
-	kind := policy.WorldPeer
+	return peer
+}
+
+// ownerOf is who has an address, without what else is there.
+func (s Sources) ownerOf(a netip.Addr) policy.Peer {
+	for pod := range s.State.Pods.Snapshot().By(state.PodsByAddress, a.String()) {
+		return s.peerOfPod(pod.Key())
+	}
+	if node, ok := s.nodeAt(a); ok && node.Name == s.Node {
+		return s.peerOfPod("")
+	} else if ok {
+		return policy.Peer{Kind: policy.NodePeer, NodeLabels: node.Labels}
+	}
 	if row, known := s.identityAt(a); known {
-		kind = row.Kind
+		return policy.Peer{Kind: row.Kind}
 	}
-	return policy.Peer{Kind: kind, Prefix: whole}
+	return policy.Peer{Kind: policy.WorldPeer}
 }
 
 // modeOf returns what happens by default to a local pod, or for "" to this node.

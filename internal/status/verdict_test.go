@@ -26,6 +26,8 @@ func judged(asked *[]status.Connection) func(status.Connection) (status.Judgemen
 			return j, errors.New("program is not in the kernel")
 		case !c.Local.IsValid():
 			return status.Judgement{}, nil
+		case c.Local == netip.MustParseAddr("10.1.0.7"):
+			j.Rule = policy.RuleRef{Ref: policy.Ref{Kind: policy.NetworkPolicy, Namespace: "shop", Name: "out"}, Way: c.Way}
 		case c.Way == policy.Egress:
 			j.Allow, j.Rule = true, policy.RuleRef{Ref: policy.Ref{Kind: policy.Builtin, Name: policy.DefaultAllow}}
 		case c.Port == 5432, c.Port == 53 && c.Local.Is4():
@@ -69,13 +71,19 @@ func TestVerdict(t *testing.T) {
 		{"a ping has a type for each family", localapi.VerdictQuestion{Source: "shop/web-1", Destination: "shop/db-0", Protocol: 1, Port: 8 << 8},
 			"denied\ningress shop/db-0 denied: NetworkPolicy shop/db isolates it and no rule allows this\n- NetworkPolicy shop/db spec.ingress[0]: port ICMP 8/0, want 5432/TCP\n- NetworkPolicy shop/db spec.ingress[1]: peer address 10.2.0.5, want one in 10.20.0.0/16; port ICMP 8/0, want 9100/TCP\negress elsewhere on n2",
 			"10.1.0.5 ingress 10.2.0.5 2048/ICMP, fd00::5 ingress fd00::2:5 32768/ICMPv6"},
+		{"who is an API server and an endpoint of a service", tcp("shop/db-2", "10.9.9.9", 443),
+			"denied\negress shop/db-2 IPv4 denied: NetworkPolicy shop/out isolates it and no rule allows this\n- NetworkPolicy shop/out spec.egress[0]: port 443/TCP, want 6443/TCP\n- NetworkPolicy shop/out spec.egress[1]: port 443/TCP, want 80/TCP",
+			"10.1.0.7 egress 10.9.9.9 443/TCP"},
+		{"this node by an address that Kubernetes does not know", tcp("10.7.0.1", "shop/db-1", 5432),
+			"allowed\negress node n1 IPv4 allowed: nothing is enforced here\ningress shop/db-1 IPv4 allowed: NetworkPolicy shop/db spec.ingress[0]: allow pods app=web in namespace shop; 5432/TCP, would be denied by ClusterNetworkPolicy tenants spec.ingress[0]",
+			"the node egress 10.1.0.6 5432/TCP, 10.1.0.6 ingress 10.7.0.1 5432/TCP"},
 		{"itself", tcp("shop/db-0", "shop/db-0", 1), "allowed\nnote: a pod always reaches itself", ""},
 		{"nobody's business", tcp("10.9.9.9", "10.9.9.8", 1), "allowed\nnote: neither end is a pod, and no policy selects nodes here: nothing judges this", ""},
 		{"not in the kernel", tcp("world", "shop/db-0", 6), "unknown\ningress shop/db-0 not known: program is not in the kernel", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var asked []status.Connection
-			v, err := provider(guardedShop(), status.PolicySources{Judge: judged(&asked)}).Verdict(context.Background(), tc.q)
+			v, err := provider(shopWithServers(), status.PolicySources{Judge: judged(&asked)}).Verdict(context.Background(), tc.q)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -95,6 +103,20 @@ func TestVerdict(t *testing.T) {
 			}
 		})
 	}
+}
+
+// shopWithServers has a pod that may reach the API server and a service only, both at 10.9.9.9, and another address of the node.
+func shopWithServers() *state.State {
+	st := guardedShop()
+	st.Pods.Insert(state.Pod{Namespace: "shop", Name: "db-2", Node: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.7")}, Labels: policy.NewLabels(map[string]string{"app": "out"})})
+	out := policy.Policy{Ref: policy.Ref{Kind: policy.NetworkPolicy, Namespace: "shop", Name: "out"}, Tier: policy.Normal, Subject: labelled("out"), Egress: policy.Direction{Isolates: true, Rules: []policy.Rule{
+		allow("spec.egress[0]", 6443, policy.Selector{Kind: policy.SelectEntity, Entity: policy.EntityAPIServer}), allow("spec.egress[1]", 80, policy.Selector{Kind: policy.SelectService, Service: "shop/mail"})}}}
+	st.Policies.Insert(state.Policy{Ref: out.Ref, Generation: 1, Enforced: 1, Specs: []policy.Policy{out}})
+	for _, name := range []state.ServiceName{{Namespace: "default", Name: "kubernetes"}, {Namespace: "shop", Name: "mail"}} {
+		st.EndpointSlices.Insert(state.EndpointSlice{Namespace: name.Namespace, Name: name.Name, Service: name, Endpoints: []state.SliceEndpoint{{Address: netip.MustParseAddr("10.9.9.9")}}})
+	}
+	st.Remotes.Insert(state.Remote{Prefix: netip.MustParsePrefix("10.7.0.1/32"), Kind: state.RemoteHost, Node: "n1"})
+	return st
 }
 
 func verdictLines(v localapi.PolicyVerdict) string {
