@@ -92,6 +92,10 @@ func newLogger(level string) (*slog.Logger, error) {
 func (a *agent) newSource() (kube.Source, *kube.Client, error) {
 	tables := kube.TablesOf(a.state)
 	tables.Cluster = a.cfg.ClusterName
+	var err error
+	if tables.Memory, err = kube.OpenPolicyMemory(filepath.Join(a.cfg.StateDir, "refused-policies.json")); err != nil {
+		a.report("policies", err)
+	}
 	if dir, ok := strings.CutPrefix(a.Source, "static:"); ok {
 		return kube.NewDirectory(dir, tables, a.log), nil, nil
 	}

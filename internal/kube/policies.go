@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -48,6 +49,14 @@ func policyStaticKinds() []staticKind {
 // policies returns a kind of object with policies in it. Of the row that convert returns only Specs count. An object that it returns
 // an error for keeps what it said before, unless that is a *Partial one; ok is false for one that is none of our business.
 func policies[O metav1.Object](t Tables, name policy.Kind, convert func(O) (row state.Policy, ok bool, err error)) kind[O, state.Policy] {
+	note := func(err error) {
+		const subject = "memory of policies"
+		if err == nil {
+			state.Clear(t.Problems, owner, subject)
+			return
+		}
+		state.Raise(t.Problems, state.Problem{Source: owner, Subject: subject, Text: err.Error()}, time.Now())
+	}
 	return kind[O, state.Policy]{
 		name: "policy " + string(name), table: t.Policies, equal: state.Policy.Equal,
 		convert: func(o O) (state.Policy, bool, error) { return toPolicy(o, name, convert) },
@@ -56,8 +65,15 @@ func policies[O metav1.Object](t Tables, name policy.Kind, convert func(O) (row 
 			key: func(o metav1.Object) string {
 				return state.Policy{Ref: policy.Ref{Kind: name, Namespace: o.GetNamespace(), Name: o.GetName()}}.Key()
 			},
-			ours:   func(p state.Policy) bool { return p.Kind == name },
-			follow: followPolicy,
+			ours: func(p state.Policy) bool { return p.Kind == name },
+			follow: func(old *state.Policy, row state.Policy) state.Policy {
+				if old == nil && row.Refused != "" {
+					return t.Memory.recall(row)
+				}
+				return followPolicy(old, row)
+			},
+			wrote: func(row state.Policy) { note(t.Memory.note(row)) },
+			kept:  func(there func(string) bool) { note(t.Memory.forget(name, there)) },
 		},
 	}
 }
@@ -90,8 +106,8 @@ func toPolicy[O metav1.Object](o O, name policy.Kind, convert func(O) (state.Pol
 
 // followPolicy lets an object whose newest generation is refused keep what it said before. One of the same name that was made anew
 // said nothing yet.
-func followPolicy(old, row state.Policy) state.Policy {
-	if row.Refused != "" && old.UID == row.UID {
+func followPolicy(old *state.Policy, row state.Policy) state.Policy {
+	if row.Refused != "" && old != nil && old.UID == row.UID {
 		row.Specs, row.Enforced = old.Specs, old.Enforced
 	}
 	return row

@@ -84,8 +84,10 @@ func policyObjects[O metav1.Object](t Tables, k kind[O, state.Policy], condition
 		shared: &share[state.PolicyObject]{
 			source: k.shared.source, key: k.shared.key,
 			ours: func(o state.PolicyObject) bool { return k.shared.ours(o.Policy) },
-			follow: func(old, row state.PolicyObject) state.PolicyObject {
-				row.Policy = followPolicy(old.Policy, row.Policy)
+			follow: func(old *state.PolicyObject, row state.PolicyObject) state.PolicyObject {
+				if old != nil {
+					row.Policy = followPolicy(&old.Policy, row.Policy)
+				}
 				return row
 			},
 		},

@@ -29,7 +29,8 @@ type Tables struct {
 	PolicyObjects  *table.Table[state.PolicyObject] // of the operator; only from an API server
 	Problems       *table.Table[state.Problem]
 
-	Cluster string // name of this cluster, for policies of cilium.io that ask for it
+	Memory  *PolicyMemory // what refused policies said before; nil: it is not kept
+	Cluster string        // name of this cluster, for policies of cilium.io that ask for it
 }
 
 // TablesOf returns the intent tables of an agent's state.
@@ -53,8 +54,12 @@ type kind[O metav1.Object, R any] struct {
 type share[R any] struct {
 	source string // registers with the table
 	key    func(metav1.Object) string
-	ours   func(R) bool       // rows of this kind
-	follow func(old, row R) R // the row to write where old is
+	ours   func(R) bool // rows of this kind
+	// follow returns the row to write where old is; nil: where nothing is.
+	follow func(old *R, row R) R
+	// wrote and kept are told of rows that are written, and of the keys that there are of this kind; nil: nobody is to be told.
+	wrote func(R)
+	kept  func(there func(key string) bool)
 }
 
 func (k kind[O, R]) register() (done func()) {
@@ -140,7 +145,9 @@ func (s *store[O, R]) Delete(obj any) error {
 	if err != nil {
 		return err
 	}
-	s.table.Delete(s.rowKey(c))
+	key := s.rowKey(c)
+	s.table.Delete(key)
+	s.keep(func(other string) bool { return other != key })
 	state.Clear(s.problems, owner, s.subject(c))
 	return nil
 }
@@ -172,6 +179,7 @@ func (s *store[O, R]) Replace(objects []any, _ string) error {
 			s.put(tx, c)
 		}
 	})
+	s.keep(func(key string) bool { return rows[key] != nil })
 	for p := range s.problems.Snapshot().By(state.ProblemsBySource, owner) {
 		if name, ok := strings.CutPrefix(p.Subject, s.name+" "); ok && !named[name] {
 			state.Clear(s.problems, owner, p.Subject)
@@ -190,8 +198,12 @@ func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
 	}
 	key, row := s.rowKey(c), c.row
 	old, _, present := tx.Get(key)
-	if present && s.shared != nil {
-		row = s.shared.follow(old, row)
+	if s.shared != nil {
+		var before *R
+		if present {
+			before = &old
+		}
+		row = s.shared.follow(before, row)
 	}
 	switch {
 	case !c.ok:
@@ -200,6 +212,16 @@ func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
 		}
 	case !present || !s.equal(old, row):
 		tx.Insert(row)
+	}
+	if c.ok && s.shared != nil && s.shared.wrote != nil {
+		s.shared.wrote(row)
+	}
+}
+
+// keep tells which objects there are.
+func (s *store[O, R]) keep(there func(key string) bool) {
+	if s.shared != nil && s.shared.kept != nil {
+		s.shared.kept(there)
 	}
 }
 
