@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/strait-net/strait/internal/enforcement"
 	"github.com/strait-net/strait/internal/testkit"
 )
 
@@ -71,12 +73,7 @@ func newDatabase(t *testing.T, o testkit.Options) database {
 	c := testkit.NewCluster(t, o)
 	c.ApplyNamespace("default", nil, nil)
 	c.ApplyNamespace("elsewhere", map[string]string{"team": "other"}, nil)
-	for _, n := range c.Nodes {
-		n.StartAgent()
-	}
-	for _, n := range c.Nodes {
-		n.WaitReady(30 * time.Second)
-	}
+	c.StartAgents()
 	label := func(app string) testkit.PodSpec {
 		return testkit.PodSpec{Labels: map[string]string{"app": app}, Ports: []testkit.ContainerPort{{Name: "sql", Port: storePort, Protocol: "TCP"}}}
 	}
@@ -92,6 +89,27 @@ func newDatabase(t *testing.T, o testkit.Options) database {
 	return d
 }
 
+// reports waits until each node tells the operator that it enforces these policies, as "NetworkPolicy default/store generation 1 pods 1".
+func (d database) reports(t *testing.T, want ...[]string) {
+	t.Helper()
+	for i, n := range d.c.Nodes {
+		var got []string
+		if !within(policyLimit, func() bool {
+			var r enforcement.Report
+			if err := json.Unmarshal([]byte(n.Get(enforcement.Path)), &r); err != nil || r.Node != n.Name {
+				t.Fatalf("report of %q, want %s: %v", r.Node, n.Name, err)
+			}
+			got = nil
+			for _, row := range r.Policies {
+				got = append(got, strings.TrimSpace(fmt.Sprintf("%s %s/%s generation %d pods %d %s", row.Kind, row.Namespace, row.Name, row.Generation, row.Pods, row.Error)))
+			}
+			return slices.Equal(got, want[i])
+		}) {
+			t.Errorf("%s enforces %v, want %v", n.Name, got, want[i])
+		}
+	}
+}
+
 const onlyApp = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -103,7 +121,7 @@ spec:
     ports: [{port: 5432}, {port: 5432, protocol: UDP}]
 `
 
-// POL-1, POL-5, CNI-3: only who is labelled reaches the database, from both nodes; verdicts follow policies and labels, also for
+// POL-1, POL-5, POL-8, CNI-3: only who is labelled reaches the database, from both nodes; verdicts follow policies and labels, also for
 // connections that are under way; the own node always reaches its pods, and a pod itself.
 func TestPolicyByLabel(t *testing.T) {
 	for _, mode := range []string{"vxlan", "native"} {
@@ -135,12 +153,14 @@ func TestPolicyByLabel(t *testing.T) {
 				path{d.c.Nodes[0].Namespace, d.store, otherPort, true}, path{d.c.Nodes[1].Namespace, d.store, storePort, false},
 				path{d.store.Namespace, d.store, otherPort, true}, path{d.store.Namespace, d.app, otherPort, true},
 			)
+			d.reports(t, []string{"NetworkPolicy default/store generation 1 pods 1"}, []string{"NetworkPolicy default/store generation 1 pods 0"})
 			d.app.Relabel(map[string]string{"app": "batch"})
 			holds(t, "relabelled", path{d.app.Namespace, d.store, storePort, false}, path{d.near.Namespace, d.store, storePort, true})
 			d.app.Relabel(map[string]string{"app": "app", "version": "2"})
 			holds(t, "relabelled back", path{d.app.Namespace, d.store, storePort, true})
 			d.c.Remove("policy")
 			holds(t, "policy removed", everybody...)
+			d.reports(t, nil, nil)
 		})
 	}
 }
@@ -248,16 +268,7 @@ func TestPolicySurvivesKilledAgents(t *testing.T) {
 	denied := d.other.StartProbe(testkit.Probe{Network: "udp", Address: address, For: length, Timeout: 20 * time.Millisecond})
 	for range 2 {
 		time.Sleep(300 * time.Millisecond)
-		for _, n := range d.c.Nodes {
-			n.KillAgent()
-		}
-		time.Sleep(200 * time.Millisecond)
-		for _, n := range d.c.Nodes {
-			n.StartAgent()
-		}
-		for _, n := range d.c.Nodes {
-			n.WaitReady(20 * time.Second)
-		}
+		restart(d.c.Nodes, func() { time.Sleep(200 * time.Millisecond) })
 	}
 	if got := allowed(); got.Failed != 0 || got.OK < 100 {
 		t.Errorf("allowed: %d exchanges, %d failed: %v", got.OK, got.Failed, got.Errors)
@@ -390,6 +401,8 @@ spec:
 		t.Errorf("status does not say what is not supported:\n%s", out)
 	}
 	holds(t, "the refused one changes nothing", enforced...)
+	restart(d.c.Nodes, func() {})
+	holds(t, "nor does it to an agent that has never read another", enforced...)
 	d.c.ApplyText("policy", manifest+`
   ingressDeny:
   - fromEntities: [remote-node]
@@ -417,11 +430,11 @@ spec:
   - fromEntities: [remote-node, host]
   - toPorts: [{ports: [{port: "5432", protocol: TCP}]}]
 `)
-	for _, v6 := range families {
-		to := node.IPv4
-		if v6 {
-			to = node.IPv6
-		}
+	further := []netip.Addr{netip.MustParseAddr("172.18.0.101"), netip.MustParseAddr("172.30.0.1")} // that Kubernetes does not know
+	node.Run("ip", "addr", "add", further[0].String()+"/24", "dev", "eth0")
+	node.Run("ip", "addr", "add", further[1].String()+"/32", "dev", "lo")
+	d.c.Outside.Run("ip", "route", "add", further[1].String(), "via", node.IPv4.String())
+	for _, to := range append(further, node.IPv4, node.IPv6) {
 		for _, from := range []*testkit.Namespace{d.c.Outside, d.near.Namespace} {
 			if !within(policyLimit, func() bool { return !passes(from, "tcp", to, otherPort) }) {
 				t.Errorf("%s reaches a port of the node that is not allowed, at %s", from.Name, to)
@@ -429,6 +442,12 @@ spec:
 			if !passes(from, "tcp", to, storePort) {
 				t.Errorf("%s does not reach the allowed port of the node at %s", from.Name, to)
 			}
+		}
+	}
+	for _, v6 := range families {
+		to := node.IPv4
+		if v6 {
+			to = node.IPv6
 		}
 		if !passes(d.c.Nodes[1].Namespace, "tcp", to, otherPort) {
 			t.Errorf("another node does not reach the node at %s", to)
