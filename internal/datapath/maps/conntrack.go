@@ -107,7 +107,7 @@ func (m *Maps) Sweep() (Swept, error) {
 	if err != nil {
 		return Swept{}, err
 	}
-	sweep := sweep{Maps: m, now: uint32(now / time.Second), back: backends{}, tracked: map[uint32]uint32{}}
+	sweep := sweep{Maps: m, at: begin, now: uint32(now / time.Second), back: backends{}, tracked: map[uint32]uint32{}}
 	err = each(m, bpf.DatapathMapStraitBackend, func(id uint32, b bpf.Backend) { sweep.back[id] = b })
 	if err == nil {
 		err = sweep.connections()
@@ -122,6 +122,7 @@ func (m *Maps) Sweep() (Swept, error) {
 // sweep is one sweep under way.
 type sweep struct {
 	*Maps
+	at      time.Time
 	now     uint32 // s
 	back    backends
 	tracked map[uint32]uint32 // backend id -> entries of clients that have not ended
@@ -174,7 +175,11 @@ func (s *sweep) forget(k bpf.CtKey, e bpf.CtEntry) error {
 			return err
 		}
 	}
-	return remove(s.Maps, bpf.DatapathMapStraitCt, k)
+	if err := remove(s.Maps, bpf.DatapathMapStraitCt, k); err != nil {
+		return err
+	}
+	s.tellEnd(k, e, s.back, s.at)
+	return nil
 }
 
 func (s *sweep) ways() error {
@@ -246,8 +251,15 @@ func (m *Maps) Purge(addresses []netip.Addr) error {
 	if len(gone) == 0 {
 		return nil
 	}
+	now := time.Now()
 	return errors.Join(
-		purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, _ bpf.CtEntry) bool { return gone[k.Lo] || gone[k.Hi] }),
+		purge(m, bpf.DatapathMapStraitCt, func(k bpf.CtKey, e bpf.CtEntry) bool {
+			hit := gone[k.Lo] || gone[k.Hi]
+			if hit {
+				m.tellEnd(k, e, nil, now)
+			}
+			return hit
+		}),
 		purge(m, bpf.DatapathMapStraitNat, func(k bpf.NatKey, e bpf.NatEntry) bool { return gone[e.Client] || gone[k.Remote] }),
 		purge(m, bpf.DatapathMapStraitFrag, func(k bpf.FragKey, _ bpf.FragEntry) bool { return gone[k.Src] || gone[k.Dst] }),
 		purge(m, bpf.DatapathMapStraitDgram, func(k bpf.DgramKey, _ bpf.SockaddrKey) bool { return gone[k.Backend.Addr] }),

@@ -76,7 +76,7 @@ func policyName(policy uint64) string {
 const ofSockets = "its entries belong to sockets"
 
 func descriptions() []description {
-	return []description{
+	return append([]description{
 		describe(bpf.DatapathMapStraitEndpoint, "addresses of this node's pods", "ADDRESS DEVICE POLICY POD-MAC NODE-MAC",
 			func(k bpf.Addr, v bpf.Endpoint) []string {
 				e := endpoint(k, v)
@@ -147,14 +147,8 @@ func descriptions() []description {
 			columns: []string{"RULE", "PACKETS", "BYTES"}, rows: ruleRows},
 		{name: bpf.DatapathMapStraitSk, purpose: "service each connected socket was told to connect to", sealed: ofSockets},
 		{name: bpf.DatapathMapStraitSkUse, purpose: "backends each socket uses", sealed: ofSockets},
-		{name: bpf.DatapathMapStraitEvents, purpose: "what happened to connections, until it is read",
-			sealed: "who reads a record takes it away; strait observe shows them"},
-		describe(bpf.DatapathMapStraitMuted, "repeated denials and drops that are not told yet",
-			"PROTOCOL SOURCE DESTINATION REASON PACKETS BYTES HOOK SILENT", repeatRow),
-		{name: bpf.DatapathMapStraitLost, purpose: "records that there was no room for",
-			columns: []string{"KIND", "RECORDS", "PACKETS", "BYTES"}, rows: lostRows},
 		{name: bpf.DatapathMapStraitCounter, purpose: "what became of packets", columns: []string{"REASON", "PACKETS", "BYTES", "TEXT"}},
-	}
+	}, flowDescriptions()...)
 }
 
 // List describes the open maps in the order of a packet's interest in them.

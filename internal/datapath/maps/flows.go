@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/flow"
@@ -22,6 +23,17 @@ const (
 	heldBack  = time.Second
 	forgotten = 10 * time.Second
 )
+
+func flowDescriptions() []description {
+	return []description{
+		{name: bpf.DatapathMapStraitEvents, purpose: "what happened to connections, until it is read",
+			sealed: "who reads a record takes it away; strait observe shows them"},
+		describe(bpf.DatapathMapStraitMuted, "repeated denials and drops that are not told yet",
+			"PROTOCOL SOURCE DESTINATION REASON PACKETS BYTES HOOK SILENT", repeatRow),
+		{name: bpf.DatapathMapStraitLost, purpose: "records that there was no room for",
+			columns: []string{"KIND", "RECORDS", "PACKETS", "BYTES"}, rows: lostRows},
+	}
+}
 
 // Events returns the ring of records. It belongs to m.
 func (m *Maps) Events() (*ebpf.Map, error) { return m.get(bpf.DatapathMapStraitEvents) }
@@ -47,6 +59,64 @@ func readLost(m *ebpf.Map) (out [flow.Kinds]flow.LostCount, err error) {
 		}
 	}
 	return out, nil
+}
+
+// tellEnd tells that a connection is forgotten. back says which backends there are: an entry of a client and a frontend whose backend is not
+// among them is not told.
+func (m *Maps) tellEnd(k bpf.CtKey, c bpf.CtEntry, back backends, now time.Time) {
+	if m.Ended == nil || !ownConnection(c.Flags) || endTold(k.Proto, c.Flags) || c.Packets == [2]uint64{} {
+		return
+	}
+	e := flow.Event{
+		Time: now, Kind: flow.Ended, Hook: flow.Userland, Protocol: policy.Protocol(k.Proto), Egress: c.RuleOut, Ingress: c.RuleIn,
+		Source: netAddrPort(k.Lo, k.LoPort), Target: netAddrPort(k.Hi, k.HiPort),
+		Sent: flow.Traffic{Packets: c.Packets[0], Bytes: c.Bytes[0]}, Answered: flow.Traffic{Packets: c.Packets[1], Bytes: c.Bytes[1]},
+	}
+	if c.Flags&bpf.CtHiBegan != 0 {
+		e.Source, e.Target = e.Target, e.Source
+		e.Sent, e.Answered = e.Answered, e.Sent
+	}
+	if c.Flags&bpf.CtNat != 0 {
+		e.NAT = netAddrPort(c.NatAddr, c.NatPort)
+	}
+	switch {
+	case c.Flags&bpf.CtService != 0:
+		b, ok := back[c.Backend]
+		if !ok || b.Generation != c.BackendGen {
+			return
+		}
+		e.Front, e.Target = e.Target, netAddrPort(b.Addr, b.Port)
+	case c.Flags&bpf.CtFront != 0:
+		e.Front = netAddrPort(c.FrontAddr, c.FrontPort)
+		if gateway(e.Source.Addr()) { // hairpin: the backend is the client
+			e.Source = netip.AddrPortFrom(e.Target.Addr(), e.Source.Port())
+		}
+	}
+	m.Ended(e)
+}
+
+// ownConnection is event_real of bpf/lib/event.h: other entries are beside one that is told.
+func ownConnection(f bpf.CtFlags) bool {
+	return f&bpf.CtVirtual == 0 && (f&bpf.CtService == 0 || f&(bpf.CtNat|bpf.CtDSR) != 0)
+}
+
+// endTold reports whether a packet has told of the end: of a connection whose backend answers the client itself, the client's last.
+func endTold(protocol uint8, f bpf.CtFlags) bool {
+	const fins = bpf.CtFinLo | bpf.CtFinHi
+	return protocol == unix.IPPROTO_TCP && (f&bpf.CtRst != 0 || f&fins == fins || f&bpf.CtDSR != 0 && f&fins != 0)
+}
+
+// gateway reports whether an address is the next hop of pods, which stands for a pod that reaches itself by a service.
+func gateway(a netip.Addr) bool {
+	return a == netip.AddrFrom4([4]byte{169, 254, 1, 1}) || a.Is6() && a.IsLinkLocalUnicast()
+}
+
+// netAddrPort is the zero AddrPort when there is no address.
+func netAddrPort(a bpf.Addr, port uint16) netip.AddrPort {
+	if ip := a.Netip(); ip.IsValid() {
+		return netip.AddrPortFrom(ip, bpf.NetPort(port))
+	}
+	return netip.AddrPort{}
 }
 
 func lostRows(m *ebpf.Map, row func([]string)) error {
@@ -115,7 +185,7 @@ func repeat(k bpf.MutedKey, v bpf.Muted, taken flow.Traffic) flow.Event {
 	reason := verdict.Reason(k.Reason)
 	e := flow.Event{
 		Kind: flow.Dropped, Hook: flow.Hook(v.Hook), Reason: reason, Protocol: policy.Protocol(k.Proto),
-		Source: netip.AddrPortFrom(k.Src.Netip(), bpf.NetPort(v.Sport)), Target: netip.AddrPortFrom(k.Dst.Netip(), bpf.NetPort(k.Dport)),
+		Source: netAddrPort(k.Src, v.Sport), Target: netAddrPort(k.Dst, k.Dport),
 		Egress: v.RuleOut, Ingress: v.RuleIn, Sent: taken,
 	}
 	if reason.Policy() {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/datapath/nstest"
@@ -151,5 +152,73 @@ func TestRingOfRecordsIsSized(t *testing.T) {
 			t.Errorf("listed as %+v", list[max(i, 0)])
 		}
 		m.Close()
+	}
+}
+
+// What is forgotten is told unless a packet has told of its end, and once where several entries are of one connection.
+func TestForgottenConnectionsEnd(t *testing.T) {
+	const tcp, udp = unix.IPPROTO_TCP, unix.IPPROTO_UDP
+	m := open(t)
+	var got []string
+	m.Ended = func(e flow.Event) {
+		if e.Kind != flow.Ended || e.Hook != flow.Userland || time.Since(e.Time) > time.Minute {
+			t.Errorf("told %+v", e)
+		}
+		text := fmt.Sprintf("%s %s>%s %d/%d rules %d,%d", e.Protocol, e.Source, e.Target, e.Sent, e.Answered, e.Egress, e.Ingress)
+		if e.Front.IsValid() {
+			text += " front " + e.Front.String()
+		}
+		if e.NAT.IsValid() {
+			text += " nat " + e.NAT.String()
+		}
+		got = append(got, text)
+	}
+	if err := m.PutBackend(9, Backend{AddrPort: netip.MustParseAddrPort("10.0.2.9:8080"), Protocol: tcp, Generation: 3}); err != nil {
+		t.Fatal(err)
+	}
+	entry := func(lo, hi string, proto uint8, e bpf.CtEntry) {
+		t.Helper()
+		l, h := netip.MustParseAddrPort(lo), netip.MustParseAddrPort(hi)
+		k := bpf.CtKey{Lo: bpf.AddrFrom(l.Addr()), Hi: bpf.AddrFrom(h.Addr()), LoPort: bpf.NetPort(l.Port()), HiPort: bpf.NetPort(h.Port()), Proto: proto}
+		e.Packets, e.Bytes, e.RuleOut, e.RuleIn = [2]uint64{3, 4}, [2]uint64{300, 400}, 5, 6
+		if err := put(m, bpf.DatapathMapStraitCt, k, e); err != nil { // last seen when the machine began
+			t.Fatal(err)
+		}
+	}
+	const fins = bpf.CtFinLo | bpf.CtFinHi
+	entry("10.0.1.1:1000", "10.0.2.1:53", udp, bpf.CtEntry{Flags: bpf.CtReplied})
+	entry("10.0.1.1:80", "10.0.2.1:1001", tcp, bpf.CtEntry{Flags: bpf.CtHiBegan | bpf.CtFinHi})
+	entry("10.0.1.1:1002", "10.0.2.1:80", tcp, bpf.CtEntry{Flags: fins})
+	entry("10.0.1.1:1003", "10.0.2.1:80", tcp, bpf.CtEntry{Flags: bpf.CtRst})
+	entry("10.0.1.1:1004", "198.51.100.1:80", tcp, bpf.CtEntry{Flags: bpf.CtNat, NatAddr: addr("192.0.2.1"), NatPort: bpf.NetPort(10004)})
+	entry("10.0.1.1:1005", "10.0.2.9:8080", tcp, bpf.CtEntry{Flags: bpf.CtFront, FrontAddr: addr("10.96.0.1"), FrontPort: bpf.NetPort(80)})
+	entry("10.0.1.1:1005", "10.96.0.1:80", tcp, bpf.CtEntry{Flags: bpf.CtService, Backend: 9, BackendGen: 3}) // beside the one above
+	entry("192.0.2.1:30080", "198.51.100.7:1006", tcp, bpf.CtEntry{Flags: bpf.CtService | bpf.CtNat | bpf.CtHiBegan, Backend: 9, BackendGen: 3, NatAddr: addr("192.0.2.1"), NatPort: bpf.NetPort(10006)})
+	entry("192.0.2.1:30080", "198.51.100.7:1007", tcp, bpf.CtEntry{Flags: bpf.CtService | bpf.CtNat | bpf.CtHiBegan, Backend: 9, BackendGen: 2})
+	entry("192.0.2.1:30080", "198.51.100.7:1008", tcp, bpf.CtEntry{Flags: bpf.CtService | bpf.CtDSR | bpf.CtHiBegan | bpf.CtFinHi, Backend: 9, BackendGen: 3})
+	entry("10.0.1.1:1009", "169.254.1.1:1009", tcp, bpf.CtEntry{Flags: bpf.CtFront | bpf.CtHiBegan, FrontAddr: addr("10.96.0.1"), FrontPort: bpf.NetPort(80)})
+	if _, err := m.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"TCP 10.0.1.1:1004>198.51.100.1:80 {3 300}/{4 400} rules 5,6 nat 192.0.2.1:10004",
+		"TCP 10.0.1.1:1005>10.0.2.9:8080 {3 300}/{4 400} rules 5,6 front 10.96.0.1:80",
+		"TCP 10.0.1.1:1009>10.0.1.1:1009 {4 400}/{3 300} rules 5,6 front 10.96.0.1:80",
+		"TCP 10.0.2.1:1001>10.0.1.1:80 {4 400}/{3 300} rules 5,6",
+		"TCP 198.51.100.7:1006>10.0.2.9:8080 {4 400}/{3 300} rules 5,6 front 192.0.2.1:30080 nat 192.0.2.1:10006",
+		"UDP 10.0.1.1:1000>10.0.2.1:53 {3 300}/{4 400} rules 5,6",
+	}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("told by the sweep:\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	got = nil
+	entry("10.0.1.1:1000", "10.0.2.1:53", udp, bpf.CtEntry{})
+	entry("10.0.1.2:1000", "10.0.2.1:53", udp, bpf.CtEntry{})
+	entry("10.0.1.1:1002", "10.0.2.1:80", tcp, bpf.CtEntry{Flags: fins})
+	if err := m.Purge([]netip.Addr{netip.MustParseAddr("10.0.1.1")}); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || got[0] != "UDP 10.0.1.1:1000>10.0.2.1:53 {3 300}/{4 400} rules 5,6" {
+		t.Errorf("told when a pod's traces are removed: %q", got)
 	}
 }

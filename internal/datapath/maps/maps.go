@@ -13,6 +13,7 @@ import (
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/datapath/pin"
+	"github.com/strait-net/strait/internal/flow"
 )
 
 // ErrShape is matched by the error that says a pinned map is not as the programs want it.
@@ -20,6 +21,9 @@ var ErrShape = errors.New("pinned map has another shape")
 
 // Maps are the open maps of one agent. Methods may be called from any goroutine.
 type Maps struct {
+	// Ended, if set before anything else is done, is told of connections that Sweep and Purge forget and whose end no packet has told of. Those
+	// that a full table pushes out nobody is told of.
+	Ended   func(flow.Event)
 	byName  map[string]*ebpf.Map
 	orphan  orphans
 	rebuild rebuilder
