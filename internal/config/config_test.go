@@ -137,6 +137,14 @@ func TestRefused(t *testing.T) {
 		{"node ports meet tunnel", "services: {nodePorts: 8000-9000}", []string{"services.nodePorts", "contains vxlan.port 8472"}},
 		{"no tunnel port", "vxlan: {port: 0}", []string{"vxlan.port: 0"}},
 		{"map size", "maps: {nat: 1}", []string{"maps.nat: 1: want 256 to"}},
+		{"ring no power of two", "flows: {ring: 3000000}", []string{"flows.ring: 3000000: want a power of two from 65536 to 1073741824 bytes"}},
+		{"ring small", "flows: {ring: 4096}", []string{"flows.ring: 4096"}},
+		{"ring large", "flows: {ring: 2147483648}", []string{"flows.ring: 2147483648"}},
+		{"keeps nothing", "flows: {keep: 0}", []string{"flows.keep: 0: want 1 to 1048576"}},
+		{"keeps too much", "flows: {keep: 2000000}", []string{"flows.keep: 2000000"}},
+		{"flows at no port", "flows: {listen: everywhere, tlsDir: /certs}", []string{`flows.listen: "everywhere"`, ":port"}},
+		{"flows without certificates", "flows: {listen: \":4244\"}", []string{`flows.tlsDir: "": flows.listen is ":4244"`, "ca.crt, tls.crt and tls.key"}},
+		{"relative certificates", "flows: {listen: \":4244\", tlsDir: certs}", []string{`flows.tlsDir: "certs": want an absolute path`}},
 		{"relative path", "stateDir: var/lib", []string{`stateDir: "var/lib": want an absolute path`}},
 		{"server without scheme", "api: {server: \"10.0.0.1:6443\"}", []string{"api.server", "https://host:port"}},
 		{"server port", "api: {server: \"https://10.0.0.1:0\"}", []string{"api.server", "1 to 65535"}},
@@ -212,6 +220,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("devices: [eth0]\nmasqueradePorts: 1024-65535\nvxlan: {port: 1}\nroutingMode: native"))
 	f.Add([]byte("api: {server: \"https://[::1]:6443\"}\nmetricsAddress: \"[::1]:9\""))
 	f.Add([]byte("services: {mode: off, algorithm: maglev, maglevSize: 251, nodePorts: 1-2}"))
+	f.Add([]byte("flows: {enabled: false, ring: 65536, keep: 1, listen: \"[::1]:4244\", tlsDir: /certs}"))
 	f.Add([]byte("? [a]\n: {b: !!binary x}"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := Parse(b)

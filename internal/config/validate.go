@@ -19,6 +19,9 @@ const (
 	maxPoolBits        = 32 // a pool holds at most 2^32 node CIDRs
 	minMapEntries      = 256
 	maxMapEntries      = 16 << 20
+	minRing            = 64 << 10 // a page of any kernel, and some hundred records
+	maxRing            = 1 << 30
+	maxKeep            = 1 << 20
 	minMaglevSize      = 251
 	maxMaglevSize      = 131071
 )
@@ -74,6 +77,7 @@ func (c Config) Validate() error {
 	c.checkPorts(&p)
 	c.checkServices(&p)
 	c.checkMaps(&p)
+	c.checkFlows(&p)
 	switch c.Policy.Enforcement {
 	case PolicyDefault, PolicyAlways, PolicyNever:
 	default:
@@ -269,6 +273,20 @@ func (c Config) checkMaps(p *problems) {
 	}
 }
 
+func (c Config) checkFlows(p *problems) {
+	f := c.Flows
+	if f.Ring < minRing || f.Ring > maxRing || f.Ring&(f.Ring-1) != 0 {
+		p.add("flows.ring", f.Ring, "want a power of two from %d to %d bytes", minRing, maxRing)
+	}
+	if f.Keep < 1 || f.Keep > maxKeep {
+		p.add("flows.keep", f.Keep, "want 1 to %d flows, of 400 bytes each", maxKeep)
+	}
+	checkListen(p, "flows.listen", f.Listen)
+	if f.Listen != "" && f.TLSDir == "" {
+		p.add("flows.tlsDir", f.TLSDir, "flows.listen is %q; want the directory of ca.crt, tls.crt and tls.key", f.Listen)
+	}
+}
+
 func (c Config) checkPaths(p *problems) {
 	for _, path := range []struct {
 		key, value string
@@ -276,7 +294,7 @@ func (c Config) checkPaths(p *problems) {
 	}{
 		{"bpfRoot", c.BPFRoot, false}, {"runDir", c.RunDir, false}, {"stateDir", c.StateDir, false},
 		{"cgroupRoot", c.CgroupRoot, true}, {"cni.binDir", c.CNI.BinDir, false}, {"cni.confDir", c.CNI.ConfDir, false},
-		{"api.kubeconfig", c.API.Kubeconfig, true},
+		{"api.kubeconfig", c.API.Kubeconfig, true}, {"flows.tlsDir", c.Flows.TLSDir, true},
 	} {
 		if path.optional && path.value == "" {
 			continue

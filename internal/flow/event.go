@@ -115,3 +115,11 @@ type Event struct {
 	LostKind       Kind
 	LostRecords    uint64
 }
+
+// Way is the direction of what was stopped, as the pods of this node see it.
+func (e *Event) Way() policy.Way {
+	if e.Reason == verdict.PolicyEgress || e.Reason != verdict.PolicyIngress && e.Hook == FromPod {
+		return policy.Egress
+	}
+	return policy.Ingress
+}

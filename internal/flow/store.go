@@ -3,8 +3,12 @@ package flow
 import (
 	"context"
 	"iter"
+	"maps"
 	"sync"
 	"time"
+
+	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 const (
@@ -22,7 +26,8 @@ type Store struct {
 	mu      sync.RWMutex // guards everything below
 	ring    []Flow       // flow n is at (n-1) % len
 	last    uint64       // Number of the newest flow; 0: there was none yet
-	counts  Counts
+	counts  Counts       // without Stopped
+	stopped map[Stop]Traffic
 	began   time.Time      // first Append
 	seconds [window]second // by Unix second % window
 	waiting chan struct{}  // closed by the next Append; nil: nobody waits
@@ -40,8 +45,16 @@ type Counts struct {
 	Lost   [Kinds]LostCount // records that the kernel had no room for, by Kind
 	Kept   int              // flows that can be read
 	Max    int              // at most
+	// Stopped is what was denied and dropped, as far as it was told.
+	Stopped map[Stop]Traffic
 	// PerSecond is how many flows there were per second in the last minute.
 	PerSecond float64
+}
+
+// Stop is why packets were stopped.
+type Stop struct {
+	Reason verdict.Reason
+	Way    policy.Way
 }
 
 // LostCount is a number of records that were lost, and of the packets they would have stood for.
@@ -59,7 +72,9 @@ func (c Counts) LostRecords() (n uint64) {
 }
 
 // NewStore returns a store of the last keep flows, at least 1.
-func NewStore(keep int) *Store { return &Store{ring: make([]Flow, max(keep, 1))} }
+func NewStore(keep int) *Store {
+	return &Store{ring: make([]Flow, max(keep, 1)), stopped: map[Stop]Traffic{}}
+}
 
 // Append adds flows, the oldest first, and gives them their numbers; flows is not kept. now is what Counts counts by.
 func (s *Store) Append(now time.Time, flows []Flow) {
@@ -93,6 +108,10 @@ func (s *Store) countLocked(f *Flow, now time.Time) {
 	}
 	s.counts.Seen++
 	s.counts.ByKind[f.Kind%Kinds]++
+	if f.Kind.Stops() {
+		why := Stop{f.Reason, f.Way()}
+		s.stopped[why] = s.stopped[why].Add(f.Sent)
+	}
 	at := now.Unix()
 	if b := &s.seconds[at%window]; b.at == at {
 		b.n++
@@ -106,6 +125,7 @@ func (s *Store) Counts(now time.Time) Counts {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	c := s.counts
+	c.Stopped = maps.Clone(s.stopped)
 	c.Kept, c.Max = int(s.last+1-s.oldestLocked()), len(s.ring)
 	var n uint64
 	for _, b := range s.seconds {

@@ -11,6 +11,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/strait-net/strait/internal/flow"
+	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/verdict"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -91,18 +93,22 @@ func TestStoreRemembersTheLast(t *testing.T) {
 func TestStoreCounts(t *testing.T) {
 	s := flow.NewStore(8)
 	now := epoch
-	if c := s.Counts(now); c != (flow.Counts{Max: 8}) {
+	if c := s.Counts(now); c.Seen != 0 || c.Kept != 0 || c.Max != 8 || c.PerSecond != 0 {
 		t.Errorf("counts of an empty store: %+v", c)
 	}
 	lost := flow.Flow{Event: flow.Event{Kind: flow.Lost, LostKind: flow.New, LostRecords: 5, Sent: flow.Traffic{Packets: 6, Bytes: 700}}}
+	denied := flow.Event{Kind: flow.Denied, Hook: flow.ToPod, Reason: verdict.PolicyIngress, Sent: flow.Traffic{Packets: 2, Bytes: 120}}
 	for range 30 {
-		s.Append(now, append(flows(0, 9), flow.Flow{Event: flow.Event{Kind: flow.Denied}}))
+		s.Append(now, append(flows(0, 9), flow.Flow{Event: denied}))
 		now = now.Add(time.Second)
 	}
 	s.Append(now, []flow.Flow{lost, lost})
 	c := s.Counts(now)
 	if c.Seen != 300 || c.ByKind[flow.New] != 270 || c.ByKind[flow.Denied] != 30 || c.Kept != 8 || c.Max != 8 {
 		t.Errorf("counts %+v", c)
+	}
+	if got := c.Stopped[flow.Stop{Reason: verdict.PolicyIngress, Way: policy.Ingress}]; len(c.Stopped) != 1 || got != (flow.Traffic{Packets: 60, Bytes: 3600}) {
+		t.Errorf("stopped %+v", c.Stopped)
 	}
 	if c.PerSecond != 10 {
 		t.Errorf("%v flows a second, want 10", c.PerSecond)
