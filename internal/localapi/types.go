@@ -24,6 +24,7 @@ type Status struct {
 	Masquerade  Masquerade         `json:"masquerade"`
 	KubeProxy   KubeProxy          `json:"kubeProxyReplacement"`
 	Policy      PolicyStatus       `json:"policy"`
+	Flows       FlowStatus         `json:"flows"`
 	IPAM        IPAM               `json:"ipam"`
 	MTU         MTU                `json:"mtu"`
 	CNI         CNI                `json:"cni"`
@@ -35,7 +36,7 @@ type Status struct {
 	Health      ClusterHealth      `json:"clusterHealth"`
 	// Leftovers are traces of another CNI or of kube-proxy on this node.
 	Leftovers []Leftover `json:"leftovers,omitempty"`
-	// Features are the parts of the product that are off or have no state of their own above (encryption, proxy, flows).
+	// Features are the parts of the product that are off or have no state of their own above (encryption, proxy).
 	Features []Feature `json:"features,omitempty"`
 }
 

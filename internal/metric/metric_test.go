@@ -46,6 +46,12 @@ func example(context.Context) (localapi.Status, error) {
 			Pods:    5, Selected: 3, Programs: 2, Identities: 7, Rules: 11, Revision: 88, Drift: 1,
 			Packets: []localapi.VerdictCount{{Direction: "ingress", Verdict: "denied", Packets: 4, Bytes: 400}, {Direction: "egress", Verdict: "audited", Packets: 6, Bytes: 600}},
 		},
+		Flows: localapi.FlowStatus{
+			Enabled: true, Kept: 5, Max: 8, Seen: []localapi.FlowCount{{Kind: "new", Flows: 6}, {Kind: "denied", Flows: 0}},
+			Lost:     []localapi.LostCount{{Kind: "new", Records: 7, Packets: 8}},
+			Stopped:  []localapi.StoppedCount{{Reason: "policy-ingress", Direction: "ingress", Packets: 9}},
+			RingUsed: 10, RingSize: 11,
+		},
 		IPAM: localapi.IPAM{Pools: []localapi.Pool{
 			{Family: "IPv4", Allocated: 3, CoolingDown: 1, Capacity: 254}, {Family: "IPv4", Allocated: 2, Capacity: 14}}},
 		MTU:         localapi.MTU{Device: 1500, Pod: 1450},
@@ -159,6 +165,28 @@ strait_policy_revision 88
 # HELP strait_policy_drift_total Rows of the tables of policy that differed from what they should be and were repaired.
 # TYPE strait_policy_drift_total counter
 strait_policy_drift_total 1
+# HELP strait_flows_total What happened to connections, by kind (new, judged, ended, denied, dropped).
+# TYPE strait_flows_total counter
+strait_flows_total{kind="denied"} 0
+strait_flows_total{kind="new"} 6
+# HELP strait_flows_kept Flows that the agent remembers.
+# TYPE strait_flows_kept gauge
+strait_flows_kept 5
+# HELP strait_flow_records_lost_total Records of the kernel that were lost because they came faster than they were read, by kind; denials go last.
+# TYPE strait_flow_records_lost_total counter
+strait_flow_records_lost_total{kind="new"} 7
+# HELP strait_flow_packets_lost_total Packets that lost records would have stood for, by kind.
+# TYPE strait_flow_packets_lost_total counter
+strait_flow_packets_lost_total{kind="new"} 8
+# HELP strait_flow_stopped_packets_total Packets that were denied or dropped, by reason and direction, as far as records told of them; strait_datapath_packets_total is exact.
+# TYPE strait_flow_stopped_packets_total counter
+strait_flow_stopped_packets_total{direction="ingress",reason="policy-ingress"} 9
+# HELP strait_flow_ring_used_bytes Records of the kernel that are not read yet.
+# TYPE strait_flow_ring_used_bytes gauge
+strait_flow_ring_used_bytes 10
+# HELP strait_flow_ring_size_bytes Room for records of the kernel. New and ended connections are told while half of it is free, denials to the brim.
+# TYPE strait_flow_ring_size_bytes gauge
+strait_flow_ring_size_bytes 11
 # HELP strait_node_leftovers Traces of other networks found on the node.
 # TYPE strait_node_leftovers gauge
 strait_node_leftovers{of="flannel"} 2

@@ -24,6 +24,7 @@ type statusCollector struct {
 	clusterNodes, leftovers                              *prometheus.Desc
 	backends, maglev, unserved, troubled                 *prometheus.Desc
 	policy                                               policyDescs
+	flows                                                flowDescs
 }
 
 func newStatusCollector(status func(context.Context) (localapi.Status, error)) *statusCollector {
@@ -66,13 +67,14 @@ func newStatusCollector(status func(context.Context) (localapi.Status, error)) *
 
 		clusterNodes: d("cluster_nodes", "Nodes by whether their agents answer this one (reachable, unreachable), this node included.", "state"),
 		policy:       newPolicyDescs(d),
+		flows:        newFlowDescs(d),
 
 		leftovers: d("node_leftovers", "Traces of other networks found on the node.", "of"),
 	}
 }
 
 func (c *statusCollector) all() []*prometheus.Desc {
-	return append(c.policy.all(),
+	return append(append(c.policy.all(), c.flows.all()...),
 		c.up, c.problems, c.started, c.packets, c.bytes, c.programs, c.mtu, c.mapEntries, c.mapCapacity, c.rows, c.failing, c.drift,
 		c.checked, c.connected, c.tableRows, c.tableSynced, c.addresses, c.endpoints, c.frontends, c.cniReady, c.cniQueued,
 		c.clusterNodes, c.leftovers, c.backends, c.maglev, c.unserved, c.troubled,
@@ -108,6 +110,7 @@ func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
 	c.collectPods(s, gauge)
 	c.collectServices(s, gauge, counter)
 	c.policy.collect(s.Policy, gauge, counter)
+	c.flows.collect(s.Flows, gauge, counter)
 }
 
 type (
