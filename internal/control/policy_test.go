@@ -13,6 +13,7 @@ import (
 
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/datapath/sync"
+	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/policy/eval"
 	"github.com/strait-net/strait/internal/policy/eval/model"
@@ -56,7 +57,7 @@ func (r *kernelRig) start(c *eval.Cluster) {
 	}
 	cfg := config.Default()
 	cfg.Policy = config.Policy{Enforcement: config.PolicyMode(c.Mode.String()), Audit: c.Audit}
-	cfg.IPAM.PodCIDRv4, cfg.IPAM.PodCIDRv6 = config.Prefix{}, config.Prefix{}
+	cfg.IPAM.PodCIDRv4, cfg.IPAM.PodCIDRv6, cfg.Maps = config.Prefix{}, config.Prefix{}, r.sizes
 	for _, p := range c.CIDRs {
 		if p.Addr().Is4() {
 			cfg.IPAM.PodCIDRv4.Prefix = p
@@ -319,7 +320,7 @@ func (r *kernelRig) nothingMore() {
 	for _, id := range r.kernel.Programs() {
 		used[id] = true
 	}
-	had := map[uint64]bool{uint64(255): true}
+	had := map[uint64]bool{uint64(identity.Other): true, uint64(identity.Unanswered): true}
 	for _, id := range r.kernel.identities {
 		had[id] = true
 	}

@@ -24,6 +24,9 @@ const (
 
 // PolicyWriter brings changes into the kernel in the order of docs/design/0006. *sync.Policies of datapath is one.
 type PolicyWriter interface {
+	// Forecast returns a function that counts answers of a change to come. A *policy.NoRoom says that these would never fit next to those counted
+	// before; they are not counted then. inUse: they are of programs that somebody has, for which there is less room.
+	Forecast(inUse bool) func([]policy.Answer) *policy.NoRoom
 	// Accept takes a change in. A *policy.NoRoom says that it does not fit; then nothing was taken in.
 	Accept(c *policy.Change) error
 	// Flush writes what was accepted. After an error it is to be called again.
@@ -241,6 +244,7 @@ func (p *Policies) sleep() time.Duration {
 	earlier(p.retryAt)
 	earlier(p.retireAt)
 	earlier(p.peers.tidyAt)
+	earlier(p.peers.short.until)
 	earlier(p.ownCheck.at)
 	for _, c := range p.checking {
 		earlier(c.at)
@@ -271,6 +275,7 @@ func (p *Policies) step(ctx context.Context, f *policyFeeds) (more [7]<-chan str
 	s.changedPolicies(policies)
 	s.changedNodes(nodes)
 	p.retryRefused(now)
+	p.peers.retryHeld(now)
 	p.peers.changedPods(pods, s)
 	p.peers.changedNamespaces(namespaces)
 	p.peers.changedAreas(len(nodes)+len(remotes) > 0, sliceChanges)
@@ -294,15 +299,10 @@ func (p *Policies) settle(ctx context.Context, now time.Time) {
 	}
 	p.subjects.choose(p.refused)
 	p.peers.tidy(now)
-	err := p.propose()
-	if err == nil {
-		err = p.Writer.Flush(ctx)
-		p.unsettled = err != nil
-	}
-	if err != nil {
+	err := errors.Join(p.propose(), p.Writer.Flush(ctx)) // also when something is to wait for what goes away with that
+	if p.unsettled = err != nil; p.unsettled {
 		p.retry = min(max(2*p.retry, retryFirst), retryLast)
 		p.retryAt = now.Add(p.retry)
-		p.unsettled = true
 		state.Raise(p.State.Problems, state.Problem{Source: policyProblems, Subject: "policy", Text: err.Error()}, now)
 		p.reported = true
 		p.Log.Warn("policy is not in force as it should be", "error", err, "again", p.retry)
@@ -334,37 +334,6 @@ func (p *Policies) retire(ctx context.Context) {
 	}
 }
 
-// propose makes the writer accept everything that has changed. Programs that do not fit are refused: their pods keep what they had.
-func (p *Policies) propose() error {
-	for {
-		p.subjects.place(p.peers)
-		p.peers.place(p.subjects)
-		change := p.subjects.change()
-		p.peers.change(p.subjects, &change)
-		var err error
-		if !change.Empty() || change.Node != idOf(p.subjects.node.have) {
-			err = p.Writer.Accept(&change)
-		}
-		if err == nil {
-			p.subjects.accepted()
-			p.peers.accepted()
-			return nil
-		}
-		var room *policy.NoRoom
-		if !errors.As(err, &room) || room.Soon {
-			return err
-		}
-		victim := p.subjects.largest()
-		if victim == nil {
-			return err
-		}
-		err = fmt.Errorf("%s: %w", victim.text(), err)
-		p.refusals[victim.id] = refusal{err, time.Now().Add(refuseFor)}
-		p.Log.Error("policy does not fit", "error", err)
-		p.subjects.refuse(victim, err, p.peers)
-	}
-}
-
 // refused returns why a program is not to be tried now.
 func (p *Policies) refused(id policy.ID) error { return p.refusals[id].err }
 
@@ -388,9 +357,10 @@ func (p *Policies) answer() {
 
 // report shows programs and identities, and what is wrong.
 func (p *Policies) report(now time.Time) {
-	p.subjects.publish(p.State.Programs, p.Writer.Entries)
+	lacking, wrong := p.shortages()
+	p.subjects.publish(p.State.Programs, p.Writer.Entries, lacking)
 	p.peers.publish(p.State.Identities)
-	wrong := p.subjects.problems()
+	wrong = append(wrong, p.subjects.problems()...)
 	if len(wrong) > 0 || p.reported {
 		state.Report(p.State.Problems, policyProblems, now, wrong)
 		p.reported = len(wrong) > 0

@@ -33,6 +33,7 @@ type peers struct {
 	owners  map[netip.Addr]string // of addresses that holders have: their keys
 	claims  podClaims
 	rows    map[netip.Prefix]*ident
+	short   shortage
 	// servers and services are addresses of API servers, and of endpoints of services that selectors ask for.
 	servers  map[netip.Addr]bool
 	services map[netip.Addr][]string
@@ -84,6 +85,7 @@ func newPeers(st *state.State, own string, cfg config.Config) *peers {
 		areas: map[netip.Prefix]*area{}, holders: map[string]*holder{}, owners: map[netip.Addr]string{}, rows: map[netip.Prefix]*ident{}, claims: newPodClaims(),
 		servers: map[netip.Addr]bool{}, services: map[netip.Addr][]string{}, gone: map[string]bool{}, stale: map[string]bool{},
 		touched: map[netip.Prefix]bool{}, touchedIdents: map[*ident]bool{}, unshown: map[netip.Prefix]bool{}, solidChanged: true,
+		short: newShortage(),
 	}
 }
 
@@ -492,20 +494,21 @@ func (p *peers) row(prefix netip.Prefix) *ident {
 		}
 	}
 	a := p.areas[prefix]
-	if a == nil || prefix.Bits() == 0 && len(a.ident.Matches) == 0 && !prefix.Addr().Is4() {
+	if a == nil {
 		return nil
 	}
-	// That of the whole of IPv4 is there always: prefixes of IPv6 can contain its v4-mapped form.
+	// Those of everything are there always: prefixes of IPv6 can contain the v4-mapped form of IPv4, and when the table is full they can be given
+	// to somebody else.
 	if prefix.Bits() == 0 || differs(a.ident, p.around(prefix, false)) {
 		return a.ident
 	}
 	return nil
 }
 
-// change adds to c what has moved, and the answers to identities that nobody had before.
-func (p *peers) change(s *subjects, c *policy.Change) {
+// change adds to c what has moved.
+func (p *peers) change(c *policy.Change) {
 	for prefix := range p.touched {
-		id, before := p.row(prefix), p.rows[prefix]
+		id, before := p.fitting(prefix), p.rows[prefix]
 		if id != before {
 			if before != nil {
 				before.rows--
@@ -524,12 +527,6 @@ func (p *peers) change(s *subjects, c *policy.Change) {
 		}
 		c.Moves = append(c.Moves, move)
 	}
-	for id := range p.touchedIdents {
-		if id.rows > 0 && !id.told {
-			s.answersTo(id, c)
-		}
-	}
-	s.answersOfNew(p.idents, c)
 }
 
 // accepted notes that the writer knows everything.

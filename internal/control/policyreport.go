@@ -10,8 +10,14 @@ import (
 	"github.com/strait-net/strait/internal/table"
 )
 
-// publish shows the programs that have changed, and those that could not be brought into force.
-func (s *subjects) publish(t *table.Table[state.Program], entries func(policy.ID) int) {
+// publish shows the programs that have changed, those that could not be brought into force, and those that say nothing of some peers and why.
+func (s *subjects) publish(t *table.Table[state.Program], entries func(policy.ID) int, lacking map[policy.ID]string) {
+	for id, u := range s.uses {
+		if lacking[id] != s.lacking[id] {
+			s.touched[u] = true
+		}
+	}
+	s.lacking = lacking
 	if len(s.touched) == 0 && !s.refresh {
 		return
 	}
@@ -23,8 +29,11 @@ func (s *subjects) publish(t *table.Table[state.Program], entries func(policy.ID
 		}
 	}
 	t.Write(func(tx *table.Txn[state.Program]) {
+		for u := range s.touched { // also those that have come back as others of the same name
+			tx.Delete(t.Key(state.Program{ID: u.id}))
+		}
 		for u := range s.touched {
-			row := state.Program{ID: u.id, Policies: u.refs, Entries: entries(u.id)}
+			row := state.Program{ID: u.id, Policies: u.refs, Entries: entries(u.id), Error: lacking[u.id]}
 			for l := range u.ends {
 				row.Pods = append(row.Pods, l.shownAs())
 			}
@@ -34,11 +43,9 @@ func (s *subjects) publish(t *table.Table[state.Program], entries func(policy.ID
 			}
 			slices.Sort(row.Pods)
 			row.Pods = slices.Compact(row.Pods)
-			if len(row.Pods) == 0 {
-				tx.Delete(t.Key(row))
-				continue
+			if len(row.Pods) > 0 {
+				tx.Insert(row)
 			}
-			tx.Insert(row)
 		}
 	})
 	clear(s.touched)

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/strait-net/strait/internal/config"
-	"github.com/strait-net/strait/internal/identity"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
@@ -36,8 +35,9 @@ type subjects struct {
 	moved   []string        // attachments that have come, gone or changed who they are
 	changed map[*local]bool // the writer does not know their program
 	left    []string
-	touched map[*use]bool // not in the table of programs as they are
-	refresh bool          // a refusal has come or gone
+	touched map[*use]bool        // not in the table of programs as they are
+	refresh bool                 // a refusal has come or gone
+	lacking map[policy.ID]string // why programs in force say nothing of some peers, as shown
 }
 
 // spec is a policy in use or not.
@@ -69,9 +69,9 @@ type use struct {
 	refs    []policy.Ref
 	sets    []string // signatures in bySet
 	ends    map[*local]bool
-	told    bool // the writer has all its answers
-	indexed bool // its selectors tell peers apart
-	size    int  // answers, when they were last counted
+	told    bool   // the writer has all its answers
+	indexed bool   // its selectors tell peers apart
+	weight  weight // when it was last counted
 }
 
 func newSubjects(st *state.State, own string, cfg config.Policy) *subjects {
@@ -386,6 +386,9 @@ func (s *subjects) useOf(l *local) *use {
 	u := s.uses[id]
 	if u == nil {
 		u = &use{id: id, program: policy.NewProgram(set), refs: refsOf(set.Policies), ends: map[*local]bool{}}
+		for _, of := range set.Policies {
+			u.weight.rules += len(of.Ingress.Rules) + len(of.Egress.Rules)
+		}
 		s.uses[id] = u
 	}
 	s.bySet[name] = id
@@ -470,51 +473,14 @@ func idOf(u *use) policy.ID {
 	return u.id
 }
 
-// answersTo adds what programs that the writer knows say to an identity that is new to it. Also those that nobody is to have any more: until
-// the change is through somebody has them.
-func (s *subjects) answersTo(id *ident, c *policy.Change) {
-	for _, u := range s.uses {
-		if u.told {
-			u.answer(id, c)
-		}
-	}
-}
-
-// answersOfNew adds all answers of programs that are new to the writer.
-func (s *subjects) answersOfNew(idents map[identity.ID]*ident, c *policy.Change) {
-	for u := range s.touched {
-		if u.told || len(u.ends) == 0 {
-			continue
-		}
-		before := len(c.Answers)
-		for _, way := range []policy.Way{policy.Egress, policy.Ingress} {
-			c.Answers = append(c.Answers, policy.Answer{Program: u.id, Way: way, Identity: identity.Other, Entry: u.program.Other(way)})
-		}
-		for _, id := range idents {
-			if id.rows > 0 {
-				u.answer(id, c)
-			}
-		}
-		u.size = len(c.Answers) - before
-	}
-}
-
-func (u *use) answer(id *ident, c *policy.Change) {
-	for _, way := range []policy.Way{policy.Egress, policy.Ingress} {
-		if e := u.program.Entry(way, id.Kind, id.Matches); !e.Equal(u.program.Other(way)) {
-			c.Answers = append(c.Answers, policy.Answer{Program: u.id, Way: way, Identity: id.ID, Entry: e})
-		}
-	}
-}
-
 // accepted notes that the writer knows everything.
 func (s *subjects) accepted() {
 	for l := range s.changed {
 		if l.key == "" || l.refused == nil || l.sent {
 			l.have, l.sent = l.want, true
+			delete(s.changed, l) // others have nothing yet, and go on waiting for it
 		}
 	}
-	clear(s.changed)
 	s.left = nil
 	for u := range s.touched {
 		u.told = u.told || len(u.ends) > 0
@@ -536,6 +502,7 @@ func (s *subjects) drop(u *use, p *peers) {
 		p.release(u.program.Selectors())
 		u.indexed = false
 	}
+	u.program = nil // what was refused goes on being shown, and may weigh much
 	if s.uses[u.id] != u {
 		return // it was forgotten, and has come back as another one
 	}
@@ -545,17 +512,6 @@ func (s *subjects) drop(u *use, p *peers) {
 	}
 }
 
-// largest returns the program with the most answers of those that are new to the writer, nil if there is none.
-func (s *subjects) largest() *use {
-	var found *use
-	for u := range s.touched {
-		if !u.told && len(u.ends) > 0 && (found == nil || u.size > found.size || u.size == found.size && u.id < found.id) {
-			found = u
-		}
-	}
-	return found
-}
-
 // refuse gives the pods of a program back what they had.
 func (s *subjects) refuse(u *use, why error, p *peers) {
 	for l := range u.ends {
@@ -563,11 +519,8 @@ func (s *subjects) refuse(u *use, why error, p *peers) {
 		s.assign(l, l.have)
 	}
 	s.refresh = true
-	if u.indexed {
-		p.release(u.program.Selectors())
-		p.forgetReleased()
-		u.indexed = false
-	}
+	s.drop(u, p)
+	p.forgetReleased()
 }
 
 // text names the policies that make a program differ from what its pods had.

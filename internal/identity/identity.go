@@ -15,6 +15,7 @@ const (
 	RemoteNode ID = 3 // another node
 	APIServer  ID = 4 // an API server that is not a node
 	Pod        ID = 5 // a pod
+	Unanswered ID = 6 // anybody: who it is does not fit into the tables
 
 	// Other stands in policies for every identity that they do not name.
 	Other ID = 255
@@ -37,6 +38,8 @@ func (id ID) String() string {
 		return "kube-apiserver"
 	case Pod:
 		return "pod"
+	case Unanswered:
+		return "unanswered"
 	case Other:
 		return "other"
 	}

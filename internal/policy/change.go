@@ -43,12 +43,17 @@ func (c *Change) Empty() bool {
 type NoRoom struct {
 	Table   string // strait_policy
 	Setting string // maps.policies
-	Need    int    // rows
+	Need    int    // rows; 0: more than Fit, and nobody has counted how many
 	Fit     int
 	// Soon: it will fit when what is not used any more is removed.
 	Soon bool
+	// Prefixes are, of strait_identity, those of the change that have no row yet.
+	Prefixes []netip.Prefix
 }
 
 func (e *NoRoom) Error() string {
+	if e.Need == 0 {
+		return fmt.Sprintf("needs more than the %d rows of %s that fit (%s)", e.Fit, e.Table, e.Setting)
+	}
 	return fmt.Sprintf("needs %d rows of %s, %d fit (%s)", e.Need, e.Table, e.Fit, e.Setting)
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 )
@@ -52,5 +53,27 @@ func TestOnePolicy(t *testing.T) {
 	}
 	if got := program.Selectors()[0].Key; got != "pods app=client in namespace a" {
 		t.Errorf("key: %s", got)
+	}
+}
+
+// Ten thousand identical policies are as easy as one: only the first is ever named, and the rows are those of one.
+func TestManyIdenticalPolicies(t *testing.T) {
+	var set Set
+	for i := range 10000 {
+		set.Policies = append(set.Policies, &Policy{Ref: Ref{NetworkPolicy, "a", fmt.Sprintf("web-%05d", i)}, Tier: Normal, Ingress: Direction{Isolates: true,
+			Rules: []Rule{{Path: "spec.ingress[0]", Peers: []Selector{pods("a", "app", "client")}, Ports: []Port{{Protocol: TCP, First: 80, Last: 90}}}}}})
+	}
+	program := NewProgram(set)
+	e := program.Entry(Ingress, PodPeer, Matches{{Selector: pods("a", "app", "client").Key()}})
+	if len(e.Table.Rows) > 8 || e.At(TCP, 85).Rule.Name != "web-00000" || e.At(TCP, 91).Rule.Name != "web-00000" || e.At(TCP, 91).Allow {
+		t.Errorf("%+v", e.Table.Rows)
+	}
+	first := program.ID()
+	set.Policies[5000].Ingress.Rules[0].Path = "spec.ingress[1]"
+	if set.ID() == first || NewProgram(set).ID() != set.ID() {
+		t.Error("what is in the middle does not count")
+	}
+	if len(program.Selectors()) != 1 {
+		t.Errorf("%d selectors", len(program.Selectors()))
 	}
 }

@@ -11,6 +11,7 @@ const (
 	ModeAlwaysOn = "mode always"
 	ModeNeverOn  = "mode never"
 	OwnNode      = "own node" // the node of a pod always reaches it
+	NoRoomForWho = "no room"  // who the peer is does not fit into the kernel's tables, and some are denied
 )
 
 // String returns kind and name: "NetworkPolicy default/web".

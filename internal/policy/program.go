@@ -1,6 +1,10 @@
 package policy
 
-import "github.com/strait-net/strait/internal/identity"
+import (
+	"slices"
+
+	"github.com/strait-net/strait/internal/identity"
+)
 
 // ID names a program by a hash of its content; never 0.
 type ID uint64
@@ -28,6 +32,26 @@ type Verdict struct {
 type Entry struct {
 	Verdict        // for every protocol and port when Table is nil
 	Table   *Table // else
+}
+
+// Within reports whether e lets nobody through whom o stops, as far as that can be told without looking at ports.
+func (e Entry) Within(o Entry) bool {
+	return e.Equal(o) || e.Table == nil && !e.Allow || o.Table == nil && o.Allow
+}
+
+// Unanswered returns the answer to identity.Unanswered: to somebody who may be anybody. It is that to all others, because rules that allow add
+// to it; where a rule denies somebody in particular, or passes over what would allow him, it is a denial.
+func (p *Program) Unanswered(way Way) Entry {
+	w := &p.ways[way]
+	if slices.ContainsFunc(w.rules, func(r rule) bool { return r.action != Allow && !r.audit && r.selects() }) {
+		return Entry{Verdict: Verdict{Rule: builtin(NoRoomForWho, way)}}
+	}
+	return w.other
+}
+
+// selects reports whether the rule tells peers apart.
+func (r *rule) selects() bool {
+	return !r.everyone || slices.ContainsFunc(r.ports, func(p Port) bool { return p.Name != "" })
 }
 
 // Table is a function of protocol and port. Equal tables have equal IDs.

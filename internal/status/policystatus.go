@@ -90,7 +90,7 @@ func VerdictsOf(st *state.State, p PolicySources) func(policy.RuleRef) string {
 	}
 	return func(ref policy.RuleRef) string {
 		if ref.Kind == policy.Builtin {
-			if ref.Name == policy.ModeAlwaysOn {
+			if ref.Name == policy.ModeAlwaysOn || ref.Name == policy.NoRoomForWho {
 				return localapi.VerdictDenied
 			}
 			return localapi.VerdictAllowed

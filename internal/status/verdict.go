@@ -466,6 +466,8 @@ func (s Sources) decided(r policy.RuleRef) string {
 		return "no policy allows it, and the mode is always"
 	case policy.ModeNeverOn:
 		return "the mode is never: no policy is enforced here"
+	case policy.NoRoomForWho:
+		return "the kernel's tables have no room for who the peer is, and it denies some"
 	case policy.OwnNode:
 		return "a node always reaches its own pods"
 	}

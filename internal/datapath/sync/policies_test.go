@@ -246,6 +246,60 @@ func TestChangeThatDoesNotFit(t *testing.T) {
 	}
 }
 
+// A forecast counts what is not wanted yet, says so at the first answer that will never fit, and does not count that; peers may not have the last
+// sixteenth of what there is.
+func TestForecast(t *testing.T) {
+	sizes := policySizes
+	sizes.Policies, sizes.Ports, sizes.Rules = 32, 16, 10
+	b := newPolicyBench(t, sizes)
+	b.apply(t, twoPods()) // 8 rows, 2 tables of 2 rows, 5 rules
+	one := func(i int, e policy.Entry) []policy.Answer {
+		return []policy.Answer{{Program: 3, Way: policy.Ingress, Identity: identity.ID(1000 + i), Entry: e}}
+	}
+	known := twoPods().Answers[3]
+	for what, c := range map[string]struct {
+		inUse bool
+		entry func(i int) policy.Entry
+		fit   int
+		want  string
+	}{
+		"rows":          {false, func(int) policy.Entry { return says(true, "allowed") }, 24, "needs more than the 24 rows of strait_policy that fit (maps.policies)"},
+		"rows of peers": {true, func(int) policy.Entry { return says(true, "allowed") }, 22, "needs more than the 22 rows of strait_policy that fit (maps.policies)"},
+		"known tables":  {false, func(int) policy.Entry { return known.Entry }, 24, "needs more than the 24 rows of strait_policy that fit (maps.policies)"},
+		"tables": {false, func(i int) policy.Entry {
+			return policy.Entry{Table: &policy.Table{ID: policy.ID(5000 + i), Rows: make([]policy.Row, 5)}}
+		}, 2, "needs more than the 12 rows of strait_port that fit (maps.ports)"},
+		"rules": {false, func(i int) policy.Entry { return says(true, fmt.Sprint("rule ", i)) }, 4, "needs more than the 4 rows of strait_rule that fit (maps.rules)"},
+	} {
+		count := b.Forecast(c.inUse)
+		fit := 0
+		var room *policy.NoRoom
+		for ; room == nil && fit < 100; fit++ {
+			room = count(one(fit, c.entry(fit)))
+		}
+		if fit--; fit != c.fit || room == nil || room.Error() != c.want {
+			t.Errorf("%s: %d fit, then %v", what, fit, room)
+		}
+		if room := count(twoPods().Answers); room != nil {
+			t.Errorf("%s: what is wanted already does not fit: %v", what, room)
+		}
+	}
+}
+
+// Programs answer those who have no identity of their own before there is anybody, and when there is nobody any more.
+func TestAnswersToTheUnansweredStay(t *testing.T) {
+	b := newPolicyBench(t, policySizes)
+	c := twoPods()
+	c.Answers = append(c.Answers, policy.Answer{Program: 1, Way: policy.Ingress, Identity: identity.Unanswered, Entry: says(false, "nobody")})
+	b.apply(t, c)
+	b.apply(t, policy.Change{Moves: []policy.Move{{Prefix: prefix("10.0.0.9/32"), To: identity.Unanswered}}})
+	b.apply(t, policy.Change{Moves: []policy.Move{{Prefix: prefix("10.0.0.9/32"), Gone: true}}})
+	b.retire(t)
+	if p, _, i := b.rows(t); p != 9 || i != 3 {
+		t.Errorf("%d policies, %d identities", p, i)
+	}
+}
+
 // Numbers of rules that nothing uses are given to others when there are no more; then none fits.
 func TestNumbersOfRulesRunOut(t *testing.T) {
 	sizes := policySizes

@@ -258,7 +258,7 @@ func (w *desired) apply(c *policy.Change, number func(policy.RuleRef) uint32, to
 		w.move(m, idle, todo)
 	}
 	for id := range idle {
-		if w.uses[id] == 0 && identity.ID(id) != identity.Other {
+		if who := identity.ID(id); w.uses[id] == 0 && who != identity.Other && who != identity.Unanswered {
 			w.forget(id, todo)
 		}
 	}
