@@ -49,9 +49,11 @@ var ranks = map[string]int{
 	"internal/announce":     3, // who answers for service addresses
 
 	"internal/healthcheck": 3, // answers load balancers
+	"internal/echo":        3, // answers whoever asks
 
-	"internal/endpoint":  4,
-	"internal/departure": 4, // closes connections to vanished backends
+	"internal/endpoint":     4,
+	"internal/departure":    4, // closes connections to vanished backends
+	"internal/connectivity": 4, // asks over all kinds of ways
 
 	"internal/agent":    5,
 	"internal/operator": 5,
@@ -69,9 +71,9 @@ var owners = []struct {
 	{"github.com/cilium/ebpf", []string{"internal/bpf", "internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"github.com/vishvananda/netlink", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath/netdev"},
 	{"github.com/google/nftables", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath"},
-	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli"}, "read internal/state"},
+	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli", "internal/connectivity"}, "read internal/state"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
-	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint", "internal/testkit"}, "only edges talk HTTP"},
+	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint", "internal/echo", "internal/testkit"}, "only edges talk HTTP"},
 }
 
 const (
