@@ -59,9 +59,9 @@ func NewAPIServer(client *Client, tables Tables, log *slog.Logger) *APIServer {
 		addReflector(a, services(tables), resource{client: client.core, name: "services"}, &corev1.Service{})
 	}
 	if tables.EndpointSlices != nil {
-		// The server leaves out what ToEndpointSlice would: slices of headless services may be the most of all.
-		addReflector(a, endpointSlices(tables),
+		addReflector(a, endpointSlicesOf(tables, false),
 			resource{client: client.discovery, name: "endpointslices", labels: "!" + corev1.IsHeadlessService}, &discoveryv1.EndpointSlice{})
+		addHeadless(a, client)
 	}
 	if tables.Pools != nil {
 		addReflector(a, pools(tables), resource{client: client.strait, name: poolResource}, &v1alpha1.LoadBalancerPool{})

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/strait-net/strait/internal/kube/kubetest"
+	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -81,6 +82,18 @@ func testReflectServer(t *testing.T, server *kubetest.Server, client *Client) {
 	if _, _, ok := st.EndpointSlices.Snapshot().Get("default/db-1"); ok {
 		t.Error("slice of a headless service is reflected")
 	}
+	<-st.Policies.Initialized()
+	st.Policies.Insert(state.Policy{Ref: policy.Ref{Kind: policy.CiliumNetworkPolicy, Namespace: "a", Name: "p"}, Specs: []policy.Policy{{
+		Egress: policy.Direction{Rules: []policy.Rule{{Peers: []policy.Selector{{Kind: policy.SelectService, Service: "default/web"}, {Kind: policy.SelectService, Service: "default/db"}}}}},
+	}}})
+	create(t, client.core, "services", "default", &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "db"}, Spec: corev1.ServiceSpec{ClusterIP: corev1.ClusterIPNone},
+	})
+	eventually(t, "slice of a headless service that a policy asks for, beside the others", func() bool {
+		_, _, others := st.EndpointSlices.Snapshot().Get("default/web-1")
+		slice, _, _ := st.EndpointSlices.Snapshot().Get("default/db-1")
+		return slice.Headless && len(slice.Endpoints) == 1 && others
+	})
 	before := st.Services.Snapshot().Revision()
 	server.Stop()
 	eventually(t, "outage reported", func() bool { return strings.Contains(names(st.Problems), "kube/api server, services") })

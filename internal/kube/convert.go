@@ -63,18 +63,18 @@ func triggerOf(o *discoveryv1.EndpointSlice) time.Time {
 	return at.UTC()
 }
 
-// ToEndpointSlice returns the row of an EndpointSlice; ok is false for one that can never have a frontend: its service
-// is headless, or it belongs to no service, or its addresses are names.
+// ToEndpointSlice returns the row of an EndpointSlice; ok is false for one that belongs to no service, or whose addresses are names.
 func ToEndpointSlice(o *discoveryv1.EndpointSlice) (row state.EndpointSlice, ok bool, err error) {
 	service := o.Labels[discoveryv1.LabelServiceName]
 	_, headless := o.Labels[corev1.IsHeadlessService]
-	if service == "" || headless || o.AddressType == discoveryv1.AddressTypeFQDN {
+	if service == "" || o.AddressType == discoveryv1.AddressTypeFQDN {
 		return state.EndpointSlice{}, false, nil
 	}
 	row = state.EndpointSlice{
 		Namespace: intern(o.Namespace),
 		Name:      o.Name,
 		Service:   state.ServiceName{Namespace: intern(o.Namespace), Name: service},
+		Headless:  headless,
 		Trigger:   triggerOf(o),
 	}
 	var errs []error

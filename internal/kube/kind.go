@@ -31,6 +31,17 @@ func endpointSlices(t Tables) kind[*discoveryv1.EndpointSlice, state.EndpointSli
 	}
 }
 
+// endpointSlicesOf are the slices of headless services, or those of all others.
+func endpointSlicesOf(t Tables, headless bool) kind[*discoveryv1.EndpointSlice, state.EndpointSlice] {
+	k := endpointSlices(t)
+	k.shared = &share[state.EndpointSlice]{
+		source: owner, key: objectName,
+		ours:   func(s state.EndpointSlice) bool { return s.Headless == headless },
+		follow: func(_ *state.EndpointSlice, row state.EndpointSlice) state.EndpointSlice { return row },
+	}
+	return k
+}
+
 func pools(t Tables) kind[*v1alpha1.LoadBalancerPool, state.Pool] {
 	return kind[*v1alpha1.LoadBalancerPool, state.Pool]{
 		name: "loadbalancerpool", table: t.Pools, equal: state.Pool.Equal,

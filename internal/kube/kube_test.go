@@ -153,7 +153,6 @@ func TestToEndpointSlice(t *testing.T) {
 	}
 	for _, edit := range []func(*discoveryv1.EndpointSlice){
 		func(o *discoveryv1.EndpointSlice) { delete(o.Labels, discoveryv1.LabelServiceName) },
-		func(o *discoveryv1.EndpointSlice) { o.Labels[corev1.IsHeadlessService] = "" },
 		func(o *discoveryv1.EndpointSlice) { o.AddressType = discoveryv1.AddressTypeFQDN },
 	} {
 		o := parse[*discoveryv1.EndpointSlice](t, sliceYAML("web-1", "[{addresses: [10.0.0.1]}]"))

@@ -183,6 +183,7 @@ type EndpointSlice struct {
 	Namespace string
 	Name      string
 	Service   ServiceName
+	Headless  bool // of a service without an address of its own: only policies look at it
 	Ports     []EndpointPort
 	Endpoints []SliceEndpoint
 	// Trigger is when what the slice says now became true of a pod or the service, by the clock of the control plane; zero when unknown.
@@ -192,7 +193,7 @@ type EndpointSlice struct {
 
 // Equal reports whether two slices say the same.
 func (s EndpointSlice) Equal(o EndpointSlice) bool {
-	return s.Namespace == o.Namespace && s.Name == o.Name && s.Service == o.Service &&
+	return s.Namespace == o.Namespace && s.Name == o.Name && s.Service == o.Service && s.Headless == o.Headless &&
 		slices.Equal(s.Ports, o.Ports) && slices.EqualFunc(s.Endpoints, o.Endpoints, SliceEndpoint.Equal)
 }
 
