@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -104,18 +105,13 @@ func testPodAtAdd(t *testing.T, client *Client) {
 			t.Fatal(err)
 		}
 	}
-	find := func(address string) (found []string) {
-		for p := range st.Pods.Snapshot().By(state.PodsByAddress, address) {
-			found = append(found, p.Key())
-		}
-		return found
-	}
-	eventually(t, "addresses known before the kubelet says them", func() bool { return len(find("10.1.0.9")) == 1 && len(find("fd00:1::9")) == 1 })
+	row := func() state.Pod { p, _, _ := st.Pods.Snapshot().Get("default/new"); return p }
+	eventually(t, "addresses known before the kubelet says them", func() bool { return slices.Equal(row().Addresses, addresses) && row().Claimed })
 	status := `{"status": {"phase": "Succeeded"}}`
 	if err := client.core.Patch(types.MergePatchType).Namespace("default").Resource("pods").Name("new").SubResource("status").Body([]byte(status)).Do(ctx).Error(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "addresses of an ended pod are nobody's", func() bool { return len(find("10.1.0.9")) == 0 })
+	eventually(t, "addresses of an ended pod are nobody's", func() bool { return len(row().Addresses) == 0 })
 	if _, err := client.Pod(ctx, "default", "new"); !errors.Is(err, ErrEnded) {
 		t.Errorf("ended: %v", err)
 	}
