@@ -33,6 +33,7 @@ func examplePolicies(i int, trouble bool) []localapi.Policy {
 		{PolicyName: nameOf("ClusterNetworkPolicy", "", "fallback"), Tier: "baseline", Priority: &last, Generation: 1, Enforced: 1, State: "enforced", Pods: 2, Rules: 1, Allowed: count(99)},
 	}
 	if trouble {
+		rows[0].Enforced = 2 // it was away meanwhile
 		rows[6].State, rows[6].Error = "failed", "needs 70000 rows of strait_policy, 65536 fit (maps.policies)"
 		rows = append(rows[6:], rows[:6]...)
 	}

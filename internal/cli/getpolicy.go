@@ -104,7 +104,7 @@ func (a *app) programsGrid(rows []row[localapi.ProgramRow]) *grid {
 			policies = append(policies, pathOf(n))
 		}
 		if len(policies) == 0 {
-			policies = []string{"none: everything is allowed"}
+			policies = []string{"none: mode always"}
 		}
 		g.add(r.on, p.ID, strconv.Itoa(p.Entries), strings.Join(pods, listGap), strings.Join(policies, "\n"), cell{text: p.Error, style: red})
 	}

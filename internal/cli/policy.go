@@ -163,7 +163,7 @@ func (j *joinedPolicy) problems(subject string) (out []localapi.Problem) {
 		p := localapi.Problem{Severity: localapi.SeverityError, Text: text, Subject: subject + "not in the kernel",
 			Action: "the pods concerned keep what they had; it is tried again by itself"}
 		if j.State == localapi.PolicyRefused {
-			p.Subject, p.Action = fmt.Sprintf("%sgeneration %d is refused", subject, j.Generation), inForce(j.Policy)+"; correct the object"
+			p.Subject, p.Action = fmt.Sprintf("%sgeneration %d is refused", subject, j.Generation), j.inForce()+"; correct the object"
 		}
 		out = append(out, p)
 	}
@@ -175,6 +175,7 @@ type joinedPolicy struct {
 	localapi.Policy
 	states map[string][]string // nodes by state
 	errors []string            // each once
+	uneven bool                // Enforced, the newest generation that a node has in force, is not that of all nodes
 }
 
 // joinPolicies sums what the nodes say, in the order of the first that has the worst to tell.
@@ -190,6 +191,8 @@ func joinPolicies(all answers[[]localapi.Policy]) []*joinedPolicy {
 				order = append(order, j)
 			} else {
 				j.Pods += p.Pods
+				j.uneven = j.uneven || p.Enforced != j.Enforced
+				j.Enforced = max(j.Enforced, p.Enforced)
 				j.Allowed, j.Denied = j.Allowed.Add(p.Allowed), j.Denied.Add(p.Denied)
 				if badState(p.State) > badState(j.State) {
 					j.State = p.State
@@ -273,14 +276,17 @@ func (j *joinedPolicy) state(all answers[[]localapi.Policy]) cell {
 }
 
 // inForce says what holds in place of a refused generation.
-func inForce(p localapi.Policy) string {
-	if p.Enforced == 0 {
+func (j *joinedPolicy) inForce() string {
+	switch {
+	case j.Enforced == 0:
 		return "nothing of it is enforced"
+	case j.uneven:
+		return fmt.Sprintf("generation %d stays in force, on some nodes an older one or none", j.Enforced)
 	}
-	return fmt.Sprintf("generation %d stays in force", p.Enforced)
+	return fmt.Sprintf("generation %d stays in force", j.Enforced)
 }
 
-// wanted is how a person names a policy: the kind may be left out, the namespace as well.
+// wantedPolicy is how a person names a policy: the kind may be left out, the namespace as well.
 type wantedPolicy struct {
 	text            string
 	kinds           []string // empty: every kind
