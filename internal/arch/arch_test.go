@@ -47,6 +47,7 @@ var ranks = map[string]int{
 	"internal/probe":        3, // asks the agents of other nodes
 	"internal/enforcement":  3, // which policies a node enforces, for the operator
 	"internal/announce":     3, // who answers for service addresses
+	"internal/observer":     3, // flows as Hubble's clients ask for them
 
 	"internal/healthcheck": 3, // answers load balancers
 	"internal/echo":        3, // answers whoever asks
@@ -72,6 +73,8 @@ var owners = []struct {
 	{"github.com/vishvananda/netlink", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath/netdev"},
 	{"github.com/google/nftables", []string{"internal/datapath", "internal/testkit"}, "ask internal/datapath"},
 	{"k8s.io/client-go", []string{"internal/kube", "internal/operator", "internal/cli", "internal/connectivity"}, "read internal/state"},
+	{"google.golang.org/grpc", []string{"internal/observer", "internal/relay", "internal/cli"}, "ask internal/observer"},
+	{"github.com/cilium/cilium", []string{"internal/observer", "internal/relay", "internal/cli"}, "take a flow.Flow: Hubble's form is for what leaves the process"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "cmd"}, "take a Config"},
 	{"net/http", []string{"internal/localapi", "internal/metric", "internal/probe", "internal/enforcement", "internal/healthcheck", "internal/cli", "internal/agent", "internal/operator", "internal/kube", "internal/endpoint", "internal/echo", "internal/testkit"}, "only edges talk HTTP"},
 }
