@@ -98,6 +98,7 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 	if err != nil {
 		return nil, err
 	}
+	maps.SizeEvents(spec, cfg.Flows.Ring)
 	if n.maps, err = maps.Open(tree, spec); err != nil {
 		return nil, err
 	}
@@ -158,7 +159,7 @@ func (n *node) load(podMTU int) error {
 		Network: n.cfg.Network, VXLANIndex: tunnel, VXLANPort: n.cfg.VXLAN.Port, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported || n.decided.Mode == config.ServicesOn,
 		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
-		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff,
+		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff, Events: n.cfg.Flows.Enabled,
 	})
 	if err != nil {
 		return err

@@ -71,6 +71,9 @@ func (a *agent) status(ctx context.Context) (localapi.Status, error) {
 	errs = append(errs, err)
 	s.Counters, err = a.counterList()
 	errs = append(errs, err)
+	if s.Flows = a.flowStatus(); !s.Flows.Enabled {
+		s.Features = append(s.Features, localapi.Feature{Name: "Flows", Text: "off: flows.enabled is false"})
+	}
 	s.Policy, err = a.policies.view.status()
 	errs = append(errs, err)
 	s.Leftovers, err = a.leftovers()

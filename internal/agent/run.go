@@ -44,6 +44,7 @@ type agent struct {
 	metrics     *metric.Agent
 	reconcilers []reconciler
 	frontends   *sync.Frontends
+	flows       *flows // nil: nothing is told
 	// announcements is apart from reconcilers: it waits for other nodes.
 	announcements reconciler
 	prober        *probe.Prober
@@ -95,6 +96,12 @@ func (a *agent) run(ctx context.Context) error {
 		return err
 	}
 	defer a.policies.writer.Close()
+	if a.cfg.Flows.Enabled {
+		if a.flows, err = a.newFlows(); err != nil {
+			return err
+		}
+		defer a.flows.close()
+	}
 	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log, More: a.furtherPaths()}); err != nil {
 		return err
 	}
@@ -122,6 +129,9 @@ func (a *agent) run(ctx context.Context) error {
 		loops = append(loops, r.Run)
 	}
 	loops = append(loops, a.announceLoops()...)
+	if a.flows != nil {
+		loops = append(loops, a.readFlows)
+	}
 	for _, loop := range loops {
 		group.Go(func() error { return loop(ctx) })
 	}

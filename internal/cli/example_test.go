@@ -120,6 +120,7 @@ func exampleStatus(i int) localapi.Status {
 			Forwarding: "snat", Algorithm: "random", XDP: "off", NodePorts: "30000-32767", Announce: true, Frontends: 9, Backends: 11, Leaving: 1, MaglevTables: 1,
 			ByType: map[string]int{"ClusterIP": 6, "NodePort": 1, "LoadBalancer": 1, "HostPort": 1}},
 		Policy: examplePolicyStatus(),
+		Flows:  localapi.FlowStatus{Enabled: true, PerSecond: 12.3, Kept: 8192, Max: 8192, Lost: []localapi.LostCount{{Kind: "new", Records: 40}, {Kind: "denied"}}},
 		IPAM: localapi.IPAM{Mode: "cluster-pool", Pools: []localapi.Pool{
 			{Family: "IPv4", CIDR: fmt.Sprintf("10.244.%d.0/24", i), Allocated: 2, CoolingDown: 1, Capacity: 254},
 			{Family: "IPv6", CIDR: fmt.Sprintf("fd00:10:244:%d::/64", i), Allocated: 2, Capacity: 1<<64 - 1}}},

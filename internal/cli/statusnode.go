@@ -33,6 +33,7 @@ func (a *app) nodeStatus(s localapi.Status, verbose bool) string {
 	v.forwarding(s)
 	v.kubeProxy(s.KubeProxy)
 	v.policy(s.Policy)
+	v.flows(s.Flows)
 	v.pods(s)
 	v.datapath(s)
 	v.controllers(s)

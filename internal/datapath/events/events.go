@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -43,6 +44,8 @@ type Config struct {
 // Reader reads the ring of records: one at a time, or each record is seen by one of them only.
 type Reader struct {
 	Config
+	mu     sync.RWMutex // held for writing while ring is closed: nobody may look at its memory then
+	closed bool
 	ring   *ringbuf.Reader
 	clock  clock
 	record ringbuf.Record
@@ -74,16 +77,32 @@ func New(c Config) (*Reader, error) {
 }
 
 // Close ends reading. What is in the ring stays there.
-func (r *Reader) Close() { _ = r.ring.Close() }
+func (r *Reader) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	_ = r.ring.Close()
+}
 
-// Fill returns how many bytes of the ring wait to be read, and how many it has.
-func (r *Reader) Fill() (used, size int) { return r.ring.AvailableBytes(), r.ring.BufferSize() }
+// Fill returns how many bytes of the ring wait to be read, and how many it has; nothing when it is closed.
+func (r *Reader) Fill() (used, size int) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if r.closed {
+		return 0, 0
+	}
+	return r.ring.AvailableBytes(), r.ring.BufferSize()
+}
 
 // Run reads until ctx ends.
 func (r *Reader) Run(ctx context.Context) error {
+	failed := false
 	for ctx.Err() == nil {
 		err := r.round()
-		if r.Report(err); err != nil {
+		if err != nil || failed {
+			r.Report(err)
+		}
+		if failed = err != nil; failed {
 			select {
 			case <-ctx.Done():
 			case <-time.After(collect): // not again and again at once

@@ -275,6 +275,10 @@ func TestReader(t *testing.T) {
 	})
 	cancel()
 	<-done
+	r.Close()
+	if used, size := r.Fill(); used != 0 || size != 0 {
+		t.Errorf("%d of %d bytes of a closed ring", used, size)
+	}
 }
 
 // BenchmarkRead is decoding what is in the ring, in batches.
