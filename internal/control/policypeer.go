@@ -120,7 +120,7 @@ func (p *peers) changedNamespaces(changes []table.Change[state.Namespace]) {
 	changed := map[string]bool{}
 	for _, c := range changes {
 		changed[c.Row.Name] = true
-		for pod := range pods.By(state.PodsByNamespace, c.Row.Name) {
+		for pod := range state.PodsOf(pods, c.Row.Name) {
 			p.stale[pod.Key()] = true
 		}
 	}
@@ -264,7 +264,7 @@ func (p *peers) findFresh() {
 		return
 	}
 	for ns := range namespaces {
-		for pod := range pods.By(state.PodsByNamespace, ns) {
+		for pod := range state.PodsOf(pods, ns) {
 			look(pod)
 		}
 	}

@@ -70,7 +70,7 @@ func NewAPIServer(client *Client, tables Tables, log *slog.Logger) *APIServer {
 		addReflector(a, claims(tables), resource{client: client.core, name: "services"}, &corev1.Service{})
 	}
 	if tables.Pods != nil {
-		addReflector(a, pods(tables), resource{client: client.core, name: "pods", fields: livingPods}, &corev1.Pod{})
+		addReflector(a, pods(tables), resource{client: client.pods, name: "pods", fields: livingPods}, &corev1.Pod{})
 	}
 	if tables.Namespaces != nil {
 		addReflector(a, namespaces(tables), resource{client: client.core, name: "namespaces"}, &corev1.Namespace{})

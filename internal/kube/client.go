@@ -34,6 +34,7 @@ const (
 type Client struct {
 	host      string
 	core      rest.Interface
+	pods      rest.Interface // to list and watch: objects have only what ToPod reads
 	discovery rest.Interface
 	lease     rest.Interface
 	strait    rest.Interface // our own kinds
@@ -76,9 +77,9 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	codecs := serializer.NewCodecFactory(scheme)
 	builtin := runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
-	open := func(group schema.GroupVersion, path, content string, qps float32, burst int) (rest.Interface, error) {
+	open := func(group schema.GroupVersion, path, content string, decode runtime.NegotiatedSerializer, qps float32, burst int) (rest.Interface, error) {
 		c := rest.CopyConfig(cfg)
-		c.GroupVersion, c.APIPath, c.NegotiatedSerializer = &group, path, codecs.WithoutConversion()
+		c.GroupVersion, c.APIPath, c.NegotiatedSerializer = &group, path, decode
 		c.ContentType, _, _ = strings.Cut(content, ",")
 		c.AcceptContentTypes = content
 		c.UserAgent = userAgent
@@ -91,23 +92,26 @@ func NewClientFor(cfg *rest.Config, userAgent string) (*Client, error) {
 	}
 	c := &Client{host: cfg.Host}
 	var errs []error
+	whole := codecs.WithoutConversion()
 	for _, api := range []struct {
 		client     *rest.Interface
 		group      schema.GroupVersion
 		path       string
 		content    string // JSON is all that custom resources have
+		decode     runtime.NegotiatedSerializer
 		qps, burst int
 	}{
-		{&c.core, corev1.SchemeGroupVersion, "/api", builtin, queries, burst},
-		{&c.discovery, discoveryv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
-		{&c.lease, coordinationv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
-		{&c.network, networkingv1.SchemeGroupVersion, "/apis", builtin, queries, burst},
-		{&c.strait, v1alpha1.GroupVersion(), "/apis", runtime.ContentTypeJSON, queries, burst},
-		{&c.cluster, schema.GroupVersion(policyv1alpha2.GroupVersion), "/apis", runtime.ContentTypeJSON, queries, burst},
-		{&c.cilium, ciliumv2.GroupVersion(), "/apis", runtime.ContentTypeJSON, queries, burst},
-		{&c.status, corev1.SchemeGroupVersion, "/api", builtin, statusQueries, statusBurst},
+		{&c.core, corev1.SchemeGroupVersion, "/api", builtin, whole, queries, burst},
+		{&c.pods, corev1.SchemeGroupVersion, "/api", builtin, trimmedPods{whole}, queries, burst},
+		{&c.discovery, discoveryv1.SchemeGroupVersion, "/apis", builtin, whole, queries, burst},
+		{&c.lease, coordinationv1.SchemeGroupVersion, "/apis", builtin, whole, queries, burst},
+		{&c.network, networkingv1.SchemeGroupVersion, "/apis", builtin, whole, queries, burst},
+		{&c.strait, v1alpha1.GroupVersion(), "/apis", runtime.ContentTypeJSON, whole, queries, burst},
+		{&c.cluster, schema.GroupVersion(policyv1alpha2.GroupVersion), "/apis", runtime.ContentTypeJSON, whole, queries, burst},
+		{&c.cilium, ciliumv2.GroupVersion(), "/apis", runtime.ContentTypeJSON, whole, queries, burst},
+		{&c.status, corev1.SchemeGroupVersion, "/api", builtin, whole, statusQueries, statusBurst},
 	} {
-		client, err := open(api.group, api.path, api.content, float32(api.qps), api.burst)
+		client, err := open(api.group, api.path, api.content, api.decode, float32(api.qps), api.burst)
 		*api.client = client
 		errs = append(errs, err)
 	}

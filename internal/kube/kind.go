@@ -54,7 +54,7 @@ func claims(t Tables) kind[*corev1.Service, state.Claim] {
 }
 
 func pods(t Tables) kind[*corev1.Pod, state.Pod] {
-	return kind[*corev1.Pod, state.Pod]{name: "pod", table: t.Pods, equal: state.Pod.Equal, convert: ToPod}
+	return kind[*corev1.Pod, state.Pod]{name: "pod", table: t.Pods, equal: state.Pod.Equal, convert: ToPod, borrow: borrowPod}
 }
 
 func namespaces(t Tables) kind[*corev1.Namespace, state.Namespace] {

@@ -42,6 +42,16 @@ func ToPod(o *corev1.Pod) (row state.Pod, ok bool, err error) {
 	return row, true, nil
 }
 
+// borrowPod lets a pod use labels and ports of the one beside it: pods of a Deployment say the same, and their names are beside each other.
+func borrowPod(row *state.Pod, beside state.Pod) {
+	if slices.Equal(row.Labels, beside.Labels) {
+		row.Labels = beside.Labels
+	}
+	if slices.Equal(row.Ports, beside.Ports) {
+		row.Ports = beside.Ports
+	}
+}
+
 // uidOf is the UID that the kubelet names the pod by: of a static pod, whose object is only a mirror with a UID of its own, the hash of its
 // manifest.
 func uidOf(o *corev1.Pod) string {

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/state"
 )
 
 func TestToPod(t *testing.T) {
@@ -62,6 +63,38 @@ status:
 	bad.Labels = map[string]string{"app": "\xff"}
 	if _, _, err := ToPod(bad); err == nil || err.Error() != `metadata.labels: "app": "\xff": want UTF-8` {
 		t.Errorf("labels that are not UTF-8: %v", err)
+	}
+}
+
+// OPS-4: pods of a Deployment have their labels and ports in memory once, in whatever order they come.
+func TestPodsOfADeploymentShareMemory(t *testing.T) {
+	made := podMaker(t)
+	st := state.New()
+	s := newStore(st, pods(TablesOf(st)))
+	var list []any
+	for i := range 30 {
+		list = append(list, made(i))
+	}
+	if err := s.Replace(list[:20], ""); err != nil {
+		t.Fatal(err)
+	}
+	changed := made(7)
+	changed.Labels["version"] = "v2"
+	for _, o := range append(list[20:], changed) {
+		if err := s.Add(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	labels, ports := map[*policy.Label]int{}, map[*policy.NamedPort]int{}
+	for pod := range st.Pods.Snapshot().All() {
+		if len(pod.Labels) != 5 || len(pod.Ports) != 2 {
+			t.Fatalf("pod %+v", pod)
+		}
+		labels[&pod.Labels[0]]++
+		ports[&pod.Ports[0]]++
+	}
+	if len(labels) != 4 || len(ports) > 4 {
+		t.Errorf("labels %d times, ports %d times in memory, want 4 (one pod has been changed), 4 at most", len(labels), len(ports))
 	}
 }
 

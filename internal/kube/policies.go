@@ -62,7 +62,7 @@ func policies[O metav1.Object](t Tables, name policy.Kind, convert func(O) (row 
 		convert: func(o O) (state.Policy, bool, error) { return toPolicy(o, name, convert) },
 		shared: &share[state.Policy]{
 			source: owner + " " + string(name),
-			key: func(o metav1.Object) string {
+			key: func(o named) string {
 				return state.Policy{Ref: policy.Ref{Kind: name, Namespace: o.GetNamespace(), Name: o.GetName()}}.Key()
 			},
 			ours: func(p state.Policy) bool { return p.Kind == name },

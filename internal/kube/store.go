@@ -48,12 +48,14 @@ type kind[O metav1.Object, R any] struct {
 	convert func(O) (row R, ok bool, err error)
 	equal   func(a, b R) bool
 	shared  *share[R] // of a table that several kinds write
+	// borrow lets a row use the memory of one beside it where both say the same; nil: it is not worth while.
+	borrow func(row *R, beside R)
 }
 
 // share is what a kind needs to know of a table that it does not have for itself.
 type share[R any] struct {
 	source string // registers with the table
-	key    func(metav1.Object) string
+	key    func(named) string
 	ours   func(R) bool // rows of this kind
 	// follow returns the row to write where old is; nil: where nothing is.
 	follow func(old *R, row R) R
@@ -69,7 +71,7 @@ func (k kind[O, R]) register() (done func()) {
 	return k.table.Register(owner)
 }
 
-func (k kind[O, R]) rowKey(o metav1.Object) string {
+func (k kind[O, R]) rowKey(o named) string {
 	if k.shared != nil {
 		return k.shared.key(o)
 	}
@@ -83,14 +85,29 @@ type store[O metav1.Object, R any] struct {
 	problems *table.Table[state.Problem]
 	done     func() // tells the table that everything has been delivered once
 	now      func() time.Time
+	last     R // converted: a list comes in the order of names, so that the next may borrow from it
 }
 
-// converted is an object after Transformer; client-go finds it by the name in its ObjectMeta.
+// named is an object, or what is left of it.
+type named interface {
+	GetNamespace() string
+	GetName() string
+}
+
+// converted is an object after Transformer. All of a list are in memory before the first of them is a row.
 type converted[R any] struct {
-	metav1.ObjectMeta
-	row R
-	ok  bool
-	err error // with a *Partial one row counts
+	namespace, name string
+	row             R
+	ok              bool
+	err             error // with a *Partial one row counts
+}
+
+func (c *converted[R]) GetNamespace() string { return c.namespace }
+func (c *converted[R]) GetName() string      { return c.name }
+
+// GetObjectMeta is how client-go finds out which object it is.
+func (c *converted[R]) GetObjectMeta() metav1.Object {
+	return &metav1.ObjectMeta{Namespace: c.namespace, Name: c.name}
 }
 
 // refused reports whether there is no row to use.
@@ -100,8 +117,11 @@ func (c *converted[R]) refused() bool {
 }
 
 func (s *store[O, R]) toRow(o O) *converted[R] {
-	c := &converted[R]{ObjectMeta: metav1.ObjectMeta{Namespace: o.GetNamespace(), Name: o.GetName()}}
-	c.row, c.ok, c.err = s.convert(o)
+	c := &converted[R]{namespace: o.GetNamespace(), name: o.GetName()}
+	if c.row, c.ok, c.err = s.convert(o); s.borrow != nil {
+		s.borrow(&c.row, s.last)
+		s.last = c.row
+	}
 	return c
 }
 
@@ -211,6 +231,11 @@ func (s *store[O, R]) put(tx *table.Txn[R], c *converted[R]) {
 			tx.Delete(key)
 		}
 	case !present || !s.equal(old, row):
+		if s.borrow != nil {
+			for beside := range tx.Beside(key) {
+				s.borrow(&row, beside)
+			}
+		}
 		tx.Insert(row)
 	}
 	if c.ok && s.shared != nil && s.shared.wrote != nil {
@@ -240,7 +265,7 @@ func (s *store[O, R]) judge(c *converted[R]) {
 func (s *store[O, R]) subject(c *converted[R]) string { return s.name + " " + objectName(c) }
 
 // objectName is namespace/name, or the name alone: the primary key of most intent tables.
-func objectName(o metav1.Object) string {
+func objectName(o named) string {
 	if o.GetNamespace() == "" {
 		return o.GetName()
 	}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"iter"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -45,15 +46,14 @@ var PodsByAddress = table.Index[Pod]{
 	},
 }
 
-// PodsByNamespace finds the pods of a namespace.
-var PodsByNamespace = table.Index[Pod]{
-	Name: "namespace",
-	Keys: func(p Pod) []string { return []string{p.Namespace} },
+// PodsOf yields the pods of a namespace, in order of their names.
+func PodsOf(pods table.Snapshot[Pod], namespace string) iter.Seq[Pod] {
+	return pods.WithPrefix(namespace + "/")
 }
 
 // NewPods returns the table of pods, keyed by Pod.Key.
 func NewPods() *table.Table[Pod] {
-	return table.New("pods", Pod.Key, PodsByAddress, PodsByNamespace)
+	return table.New("pods", Pod.Key, PodsByAddress)
 }
 
 // Namespace is what Kubernetes says about a namespace. Intent; owner: kube.

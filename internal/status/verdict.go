@@ -140,7 +140,7 @@ func (s Sources) podsLike(name string) string {
 	const most = 8
 	ns, _, _ := strings.Cut(name, "/")
 	var names []string
-	for p := range s.State.Pods.Snapshot().By(state.PodsByNamespace, ns) {
+	for p := range state.PodsOf(s.State.Pods.Snapshot(), ns) {
 		names = append(names, p.Name)
 	}
 	if len(names) == 0 {

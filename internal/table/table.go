@@ -8,6 +8,7 @@ package table
 import (
 	"cmp"
 	"iter"
+	"strings"
 	"sync"
 
 	"github.com/google/btree"
@@ -27,6 +28,8 @@ type Table[T any] struct {
 	name    string
 	key     func(T) string
 	indexes []Index[T]
+
+	pivots sync.Pool // of *entry[T], to search with: a new one for each search is as large as a row
 
 	mu      sync.Mutex // serialises writers, guards everything below
 	current *version[T]
@@ -101,6 +104,7 @@ func New[T any](name string, key func(T) string, indexes ...Index[T]) *Table[T] 
 		changes: map[*Changes[T]]struct{}{},
 		pending: map[string]struct{}{},
 		synced:  make(chan struct{}),
+		pivots:  sync.Pool{New: func() any { return new(entry[T]) }},
 	}
 }
 
@@ -229,20 +233,40 @@ func (s Snapshot[T]) Revision() Revision { return s.version.rev }
 func (s Snapshot[T]) Len() int { return s.version.rows.Len() }
 
 // Get returns the row with the primary key, and its revision.
-func (s Snapshot[T]) Get(key string) (row T, rev Revision, ok bool) { return s.version.get(key) }
+func (s Snapshot[T]) Get(key string) (row T, rev Revision, ok bool) {
+	return s.table.get(s.version, key)
+}
 
-func (v *version[T]) get(key string) (row T, rev Revision, ok bool) {
-	e, ok := v.rows.Get(&entry[T]{key: key})
+func (t *Table[T]) get(v *version[T], key string) (row T, rev Revision, ok bool) {
+	pivot := t.pivot(key)
+	defer t.pivots.Put(pivot)
+	e, ok := v.rows.Get(pivot)
 	if !ok {
 		return row, 0, false
 	}
 	return e.row, e.rev, true
 }
 
+// pivot returns an entry to search a key with. It is put back when the search is over.
+func (t *Table[T]) pivot(key string) *entry[T] {
+	pivot := t.pivots.Get().(*entry[T])
+	pivot.key = key
+	return pivot
+}
+
 // All yields the rows in order of their primary keys.
 func (s Snapshot[T]) All() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		s.version.rows.Ascend(func(e *entry[T]) bool { return yield(e.row) })
+	}
+}
+
+// WithPrefix yields the rows whose primary keys begin with prefix, in order of their primary keys.
+func (s Snapshot[T]) WithPrefix(prefix string) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		s.version.rows.AscendGreaterOrEqual(&entry[T]{key: prefix}, func(e *entry[T]) bool {
+			return strings.HasPrefix(e.key, prefix) && yield(e.row)
+		})
 	}
 }
 

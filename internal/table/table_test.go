@@ -2,6 +2,7 @@ package table
 
 import (
 	"fmt"
+	"iter"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -54,6 +55,35 @@ func TestIndexFollowsRow(t *testing.T) {
 	if got := slices.Collect(people.Snapshot().By(byLikes, "maths")); len(got) != 0 {
 		t.Errorf("deleted row still found by index: %v", got)
 	}
+}
+
+func TestRowsNearAKey(t *testing.T) {
+	people := newPeople()
+	people.Insert(person{Name: "a/ada"}, person{Name: "a/bob"}, person{Name: "a0"}, person{Name: "ab/eve"})
+	names := func(rows iter.Seq[person]) (out []string) {
+		for p := range rows {
+			out = append(out, p.Name)
+		}
+		return out
+	}
+	for _, c := range []struct{ prefix, want string }{{"a/", "[a/ada a/bob]"}, {"ab", "[ab/eve]"}, {"b", "[]"}, {"", "[a/ada a/bob a0 ab/eve]"}} {
+		if got := fmt.Sprint(names(people.Snapshot().WithPrefix(c.prefix))); got != c.want {
+			t.Errorf("with prefix %q: %s, want %s", c.prefix, got, c.want)
+		}
+	}
+	people.Write(func(tx *Txn[person]) {
+		for _, c := range []struct{ key, want string }{{"a/bob", "[a/ada a0]"}, {"a/bo", "[a/ada a/bob]"}, {"a", "[a/ada]"}, {"z", "[ab/eve]"}, {"a/ada", "[a/bob]"}} {
+			if got := fmt.Sprint(names(tx.Beside(c.key))); got != c.want {
+				t.Errorf("beside %q: %s, want %s", c.key, got, c.want)
+			}
+		}
+		for p := range tx.Beside("a/bob") {
+			if p.Name != "a/ada" {
+				t.Errorf("first %q", p.Name)
+			}
+			break
+		}
+	})
 }
 
 func TestInitializedNeedsEverySource(t *testing.T) {

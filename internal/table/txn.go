@@ -1,5 +1,7 @@
 package table
 
+import "iter"
+
 // Txn is a write in progress. It is valid only inside the function it was given to.
 type Txn[T any] struct {
 	table *Table[T]
@@ -15,7 +17,23 @@ func (tx *Txn[T]) change() *version[T] {
 }
 
 // Get returns the row with the primary key as the transaction sees it.
-func (tx *Txn[T]) Get(key string) (row T, rev Revision, ok bool) { return tx.now.get(key) }
+func (tx *Txn[T]) Get(key string) (row T, rev Revision, ok bool) { return tx.table.get(tx.now, key) }
+
+// Beside yields the rows before and after a key in the order of primary keys, as far as there are any.
+func (tx *Txn[T]) Beside(key string) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		pivot := tx.table.pivot(key)
+		defer tx.table.pivots.Put(pivot)
+		var before, after *entry[T]
+		tx.now.rows.DescendLessOrEqual(pivot, func(e *entry[T]) bool { before = e; return e.key == key })
+		tx.now.rows.AscendGreaterOrEqual(pivot, func(e *entry[T]) bool { after = e; return e.key == key })
+		for _, e := range []*entry[T]{before, after} {
+			if e != nil && e.key != key && !yield(e.row) {
+				return
+			}
+		}
+	}
+}
 
 // All calls fn with each row as it was when All was called, until fn returns false.
 func (tx *Txn[T]) All(fn func(T) bool) {
@@ -45,11 +63,13 @@ func (tx *Txn[T]) Insert(row T) Revision {
 
 // Delete removes the row with the primary key and reports whether there was one.
 func (tx *Txn[T]) Delete(key string) bool {
-	if !tx.now.rows.Has(&entry[T]{key: key}) {
+	pivot := tx.table.pivot(key)
+	defer tx.table.pivots.Put(pivot)
+	if !tx.now.rows.Has(pivot) {
 		return false
 	}
 	v := tx.change()
-	old, _ := v.rows.Delete(&entry[T]{key: key})
+	old, _ := v.rows.Delete(pivot)
 	v.rev++
 	tx.forget(old)
 	if len(tx.table.changes) > 0 {
