@@ -255,15 +255,20 @@ func service(headless bool) *corev1.Service {
 
 // inPod runs a shell script in a pod.
 func (r *rig) inPod(ctx context.Context, namespace, name, script string) (string, error) {
+	return r.exec(ctx, namespace, name, "sh", "-c", script)
+}
+
+// exec runs a program in a pod.
+func (r *rig) exec(ctx context.Context, namespace, name string, command ...string) (string, error) {
 	request := r.kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(name).SubResource("exec").
-		VersionedParams(&corev1.PodExecOptions{Command: []string{"sh", "-c", script}, Stdout: true, Stderr: true}, scheme.ParameterCodec)
+		VersionedParams(&corev1.PodExecOptions{Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(r.config, "GET", request.URL().String())
 	if err != nil {
 		return "", err
 	}
 	var out, trouble bytes.Buffer
 	if err := executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &trouble}); err != nil {
-		return out.String(), fmt.Errorf("in pod %s: %s: %w: %s", name, script, err, trouble.String())
+		return out.String(), fmt.Errorf("in pod %s: %s: %w: %s", name, command[len(command)-1], err, trouble.String())
 	}
 	return out.String(), nil
 }
