@@ -161,8 +161,8 @@ func TestTour_StarWars(t *testing.T) {
 		t.Helper()
 		eventually(t, patience, func(ctx context.Context) error {
 			out, err := land(ctx, ship)
-			if err == nil && !strings.Contains(out, "answers 200") || !strings.Contains(out, "Ship landed") {
-				err = fmt.Errorf("%s: %q %v", ship, out, err)
+			if err == nil && !strings.Contains(out, "answers 200 in") || err == nil && !strings.Contains(out, ": Ship landed") {
+				return fmt.Errorf("%s: %q", ship, out)
 			}
 			return err
 		})
@@ -173,8 +173,11 @@ func TestTour_StarWars(t *testing.T) {
 	apply("policy.yaml")
 	eventually(t, propagation, func(ctx context.Context) error {
 		out, err := land(ctx, "xwing")
-		if err == nil || !strings.Contains(out, "nothing came within") {
-			return fmt.Errorf("xwing: %q %v", out, err)
+		if err == nil {
+			return fmt.Errorf("the xwing lands: %q", out)
+		}
+		if !strings.Contains(out, "nothing came within") {
+			return fmt.Errorf("%q: %w", out, err)
 		}
 		return nil
 	})
