@@ -212,6 +212,9 @@ func (a *agent) check(ctx context.Context, repair bool) (localapi.Check, error) 
 	if err := status.CheckModel(ctx, &out, a.state, a.policies.view.sources()); err != nil {
 		return out, err
 	}
+	if err := a.checkScratch(ctx, &out); err != nil {
+		return out, err
+	}
 	tables, differences, err := a.policies.writer.Check(ctx, repair)
 	if err != nil {
 		return out, err
@@ -228,6 +231,21 @@ func (a *agent) check(ctx context.Context, repair bool) (localapi.Check, error) 
 	status.FinishCheck(&out)
 	out.Pods, out.Took = a.state.Endpoints.Snapshot().Len(), time.Since(begun)
 	return out, nil
+}
+
+// checkScratch adds what the loop has computed step by step and does not follow from what Kubernetes says: it is computed anew at once.
+func (a *agent) checkScratch(ctx context.Context, out *localapi.Check) error {
+	select {
+	case <-a.policies.loop.Ready():
+	default:
+		return nil // nothing is in force yet
+	}
+	rows, found, err := a.policies.loop.Check(ctx)
+	out.Tables = append(out.Tables, localapi.CheckTable{Name: "model", Rows: rows, Differences: len(found)})
+	for _, d := range found {
+		out.Differences = append(out.Differences, localapi.Difference{Table: d.Table, Key: d.Key, Text: d.Text, Repaired: true})
+	}
+	return err
 }
 
 // compared adds what has been found in the tables of policy, with programs and rules as people know them.

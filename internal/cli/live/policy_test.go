@@ -203,7 +203,7 @@ func TestPolicyCommands(t *testing.T) {
 		{[]string{"get", "programs"}, 0, []string{"shop/db-0", "NetworkPolicy/shop/db"}},
 		{[]string{"status", "--wait"}, 0, []string{"Policy          default; 4 policies (1 refused, 1 audited)", "1 of 1 pod selected", "WARNING  policy CiliumNetworkPolicy shop/legacy"}},
 		{[]string{"check"}, 0, []string{"ok: API, model and kernel agree: 1 pod, 4 policies, "}},
-		{[]string{"check", "-o", "wide"}, 0, []string{"strait_policy", "strait_identity", "strait_endpoint", "programs", "addresses", "routes"}},
+		{[]string{"check", "-o", "wide"}, 0, []string{"strait_policy", "strait_identity", "strait_endpoint", "programs", "model", "addresses", "routes"}},
 	} {
 		out, code := strait(t, n, tc.args...)
 		t.Logf("$ strait %s\n%s", strings.Join(tc.args, " "), out)
