@@ -130,7 +130,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	loops = append(loops, a.announceLoops()...)
 	if a.flows != nil {
-		loops = append(loops, a.readFlows)
+		loops = append(loops, a.readFlows, a.serveFlows)
 	}
 	for _, loop := range loops {
 		group.Go(func() error { return loop(ctx) })

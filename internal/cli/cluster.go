@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -169,26 +170,31 @@ func targetOf(p *corev1.Pod) target {
 
 // exec runs a command in the agent's container. An exit code other than 0 is an error; the output is returned with it.
 func (c *cluster) exec(ctx context.Context, t target, command []string) (stdout, stderr []byte, err error) {
+	var out, errout bytes.Buffer
+	err = c.stream(ctx, t, command, &out, &errout)
+	return out.Bytes(), errout.Bytes(), err
+}
+
+// stream is exec whose output is written as it comes; who writes slowly slows the command down.
+func (c *cluster) stream(ctx context.Context, t target, command []string, stdout, stderr io.Writer) error {
 	url := c.core.Post().Resource("pods").Namespace(c.namespace).Name(t.pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: t.container, Command: command, Stdout: true, Stderr: true}, c.parameter).URL()
 	websocket, err := remotecommand.NewWebSocketExecutor(c.config, "GET", url.String())
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare exec: %w", err)
+		return fmt.Errorf("prepare exec: %w", err)
 	}
 	spdy, err := remotecommand.NewSPDYExecutor(c.config, "POST", url)
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare exec: %w", err)
+		return fmt.Errorf("prepare exec: %w", err)
 	}
 	// Old API servers and some proxies between us and them know no websockets.
 	executor, err := remotecommand.NewFallbackExecutor(websocket, spdy, func(err error) bool {
 		return httpstream.IsUpgradeFailure(err) || httpstream.IsHTTPSProxyError(err)
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("prepare exec: %w", err)
+		return fmt.Errorf("prepare exec: %w", err)
 	}
-	var out, errout bytes.Buffer
-	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: &out, Stderr: &errout})
-	return out.Bytes(), errout.Bytes(), err
+	return executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: stderr})
 }
 
 // unwrapURL drops the request's URL from an error of net/http: the host has been named already.

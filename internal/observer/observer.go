@@ -4,7 +4,6 @@ package observer
 
 import (
 	"context"
-	"log/slog"
 	"time"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
@@ -23,8 +22,8 @@ const defaultCluster = "default"
 
 // Denials that are explained: compiling the policies of a pod again is what a flood of them must not ask for.
 const (
-	explainedPerSecond = 200
-	explainedAtOnce    = 5000
+	explainedPerSecond = 100
+	explainedAtOnce    = 1000
 )
 
 // Config is what a Server needs.
@@ -41,7 +40,6 @@ type Config struct {
 	Device func(index uint32) string
 	// Port is where observers of all nodes are reached by TLS; 0: nowhere.
 	Port uint16
-	Log  *slog.Logger
 }
 
 // Server answers Hubble's clients. Run keeps it up to date.
