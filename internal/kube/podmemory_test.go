@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -51,7 +52,7 @@ func deploymentPod() *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "server-7d4b9c8f6d-", Annotations: map[string]string{"checksum/config": "1f3a9c8e7b6d5f4a3e2d1c0b9a8f7e6d5c4b3a291807f6e5d4c3b2a190817263"},
 			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "server-7d4b9c8f6d", UID: "2e1c3d4f-0000-4000-8000-000000000000"}},
-			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: "Update", FieldsType: "FieldsV1", FieldsV1: &metav1.FieldsV1{Raw: make([]byte, 1024)}}},
+			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: "Update", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 1024))}},
 		},
 		Spec: corev1.PodSpec{
 			ServiceAccountName: "default", DNSPolicy: "ClusterFirst", SchedulerName: "default-scheduler", RestartPolicy: "Always",
