@@ -19,9 +19,9 @@ static __noinline int from_net_track(struct __sk_buff *skb, struct packet *p)
 			return REASON_ISOLATED;
 		if (error)
 			return 0;
-		return policy_enter(p, &key, dir);
+		return policy_enter(skb, p, &key, dir);
 	}
-	why = policy_known(p, ct, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (why)
 		return why;
 	ct_count(ct, p, dir);
@@ -36,28 +36,28 @@ static __always_inline int from_net_pod(struct __sk_buff *skb, struct packet *p,
 		return to_stack(skb);
 	why = p->flags & PACKET_ERROR ? error_to_sender(skb, p) : 0;
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (!frag_resolve(p))
-		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+		return drop(skb, p, REASON_FRAGMENT_UNKNOWN);
 	if (p->flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF) {
 		int rc = dsr_receive(skb, p);
 
 		if (rc)
-			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
+			return rc < 0 ? drop(skb, p, -rc) : deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 	}
-	why = STACK_SHARES ? stack_holds(p) : 0;
+	why = STACK_SHARES ? stack_holds(skb, p) : 0;
 	if (why)
-		return why < 0 ? drop(skb, -why) : to_stack(skb);
+		return why < 0 ? drop(skb, p, -why) : to_stack(skb);
 	why = from_net_track(skb, p);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	return deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 }
 
 SEC("tcx/ingress")
 int strait_from_net(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_FROM_NET, .ifindex = skb->ifindex };
 	struct endpoint *ep;
 
 	/* What is malformed, not IP, or meant for another machine is the stack's to judge: nothing of it goes to a pod here. */

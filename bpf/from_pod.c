@@ -14,11 +14,10 @@ static __noinline int from_pod_answer(struct __sk_buff *skb, const struct packet
 static __noinline int from_pod_foreign(struct __sk_buff *skb, struct packet *p, struct packet *seen,
 				       const struct ct_entry *client)
 {
-	struct ct_policy said = {};
-	int why = policy_first(seen, false, &said);
+	int why = policy_foreign(skb, seen, false, &p->dst, p->dport);
 
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	seen->src = client->nat_addr;
 	seen->sport = client->nat_port;
 	return forward(skb, p, seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
@@ -38,18 +37,18 @@ static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, 
 	}
 	if (cfg_imported && way->client && way->client->flags & CT_NAT)
 		return from_pod_foreign(skb, p, &seen, way->client);
-	why = front_track(&seen, &p->dst, p->dport);
+	why = front_track(skb, p, &seen);
 	if (!why)
 		why = lb_settle(p, way);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	seen.flags |= PACKET_COUNTED;
 	if (endpoint_lookup(&seen.dst) || ipcache_owner(&seen.dst) & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD))
 		return forward(skb, p, &seen, REMOTE_POD | REMOTE_NODE, REASON_TO_BACKEND);
 	if (p->ttl <= 1)
-		return drop(skb, REASON_TTL_EXCEEDED);
+		return drop(skb, p, REASON_TTL_EXCEEDED);
 	if (rewrite_like(skb, p, &seen))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	*p = seen;
 	return LB_OUTSIDE;
 }
@@ -58,7 +57,7 @@ static __noinline int from_pod_backend(struct __sk_buff *skb, struct packet *p, 
 static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
 {
 	struct lb_way way = {};
-	int rc = lb_connection(p, &way);
+	int rc = lb_connection(skb, p, &way);
 
 	if (rc == LB_ANSWER)
 		return from_pod_answer(skb, p, way.client);
@@ -78,9 +77,9 @@ static __noinline int from_pod_import(struct __sk_buff *skb, struct packet *p)
 static __always_inline int from_pod_host(struct __sk_buff *skb, const struct packet *p)
 {
 	struct ct_entry *turned = NULL;
-	int why = policy_track(p, &turned);
+	int why = policy_track(skb, p, &turned);
 
-	return why ? drop(skb, why) : to_stack(skb);
+	return why ? drop(skb, p, why) : to_stack(skb);
 }
 
 /* To a pod elsewhere, or to another node. */
@@ -93,9 +92,9 @@ static __always_inline int from_pod_remote(struct __sk_buff *skb, const struct p
 		return to_stack(skb);
 	if (!(remote->flags & REMOTE_TUNNEL) && !remote->ifindex) /* no such pod on this node: the stack says so */
 		return to_stack(skb);
-	why = policy_track(p, &turned);
+	why = policy_track(skb, p, &turned);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (turned)
 		return from_pod_answer(skb, p, turned);
 	if (packet_exceeds(skb, p, cfg_pod_mtu))
@@ -110,7 +109,7 @@ static __always_inline int from_pod_complaint(struct __sk_buff *skb, struct pack
 {
 	int why = error_masquerade(skb, p);
 
-	return why ? drop(skb, why) : forward(skb, p, p, 0, REASON_TO_WORLD_MASQUERADED);
+	return why ? drop(skb, p, why) : forward(skb, p, p, 0, REASON_TO_WORLD_MASQUERADED);
 }
 
 /* To what is no pod of this node: a pod elsewhere, a service, a node, or the outside. */
@@ -150,9 +149,9 @@ static __always_inline int from_pod_local(struct __sk_buff *skb, const struct pa
 
 	if (p->ttl <= 1)
 		return to_stack(skb);
-	why = policy_track(p, &turned);
+	why = policy_track(skb, p, &turned);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (turned)
 		return from_pod_answer(skb, p, turned);
 	return deliver_pod(skb, p, to, REASON_TO_LOCAL_POD);
@@ -164,39 +163,39 @@ static __noinline int from_pod_error(struct __sk_buff *skb, struct packet *p, en
 	__u32 owner = ipcache_owner(&p->dst);
 
 	if (why == REASON_TO_BACKEND && !(owner & (REMOTE_HOST | REMOTE_NODE | REMOTE_POD)))
-		return drop(skb, REASON_UNRELATED_ICMP);
+		return drop(skb, p, REASON_UNRELATED_ICMP);
 	return forward(skb, p, p, why == REASON_TO_BACKEND ? REMOTE_POD | REMOTE_NODE : REMOTE_POD, why);
 }
 
 SEC("tcx/ingress")
 int strait_from_pod(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_FROM_POD, .ifindex = skb->ifindex };
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
 	int rc;
 
 	if (why)
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
 		return drop_multicast(skb, &p);
 	if (p.flags & PACKET_NDP)
-		return drop(skb, REASON_UNSUPPORTED_L2);
+		return drop(skb, &p, REASON_UNSUPPORTED_L2);
 	ep = endpoint_lookup(&p.src);
-	if (!ep || ep->ifindex != skb->ifindex)
-		return drop(skb, REASON_SPOOFED_SOURCE);
+	if (!ep || ep->ifindex != p.ifindex)
+		return drop(skb, &p, REASON_SPOOFED_SOURCE);
 	if (p.flags & PACKET_ERROR) {
 		rc = error_from_receiver(skb, &p);
 		if (rc)
-			return rc < 0 ? drop(skb, -rc) : from_pod_error(skb, &p, rc);
+			return rc < 0 ? drop(skb, &p, -rc) : from_pod_error(skb, &p, rc);
 	}
 	if (p.flags & PACKET_OPTIONS && dsr_carries(skb, &p))
-		return drop(skb, REASON_DSR_OPTION);
+		return drop(skb, &p, REASON_DSR_OPTION);
 	if (!frag_resolve(&p))
-		return drop(skb, REASON_FRAGMENT_UNKNOWN);
-	rc = STACK_SHARES ? stack_holds(&p) : 0;
+		return drop(skb, &p, REASON_FRAGMENT_UNKNOWN);
+	rc = STACK_SHARES ? stack_holds(skb, &p) : 0;
 	if (rc)
-		return rc < 0 ? drop(skb, -rc) : to_stack(skb);
+		return rc < 0 ? drop(skb, &p, -rc) : to_stack(skb);
 	ep = endpoint_lookup(&p.dst);
 	rc = ep ? from_pod_local(skb, &p, ep) : from_pod_away(skb, &p);
 	return rc == LB_TOO_BIG ? reject_size(skb, &p) : rc;

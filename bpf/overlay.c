@@ -53,9 +53,9 @@ static __noinline int from_vx_track(struct __sk_buff *skb, struct packet *p)
 	ct = ct_find(p, &key, &dir);
 	if (!ct) {
 		why = from_vx_sender(skb, p);
-		return why ? why : policy_enter(p, &key, dir);
+		return why ? why : policy_enter(skb, p, &key, dir);
 	}
-	why = policy_known(p, ct, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (why)
 		return why;
 	ct_count(ct, p, dir);
@@ -69,10 +69,10 @@ static __always_inline int from_vx_stack(struct __sk_buff *skb, struct packet *p
 	enum reason why;
 
 	if (!to || to->flags & REMOTE_TUNNEL || !(to->flags & (REMOTE_HOST | REMOTE_POD)) || to->ifindex)
-		return drop(skb, REASON_NO_ENDPOINT);
+		return drop(skb, p, REASON_NO_ENDPOINT);
 	why = from_vx_sender(skb, p);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (!(to->flags & REMOTE_HOST))
 		return to_stack(skb);
 	return p->flags & PACKET_ERROR ? forward_error(skb, p) : forward_node(skb, p);
@@ -81,40 +81,40 @@ static __always_inline int from_vx_stack(struct __sk_buff *skb, struct packet *p
 SEC("tcx/ingress")
 int strait_from_vx(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_FROM_VX, .ifindex = skb->ifindex };
 	struct endpoint *ep;
 	enum reason why = packet_parse(skb, &p);
 	int rc;
 
 	if (why)
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	ep = endpoint_lookup(&p.dst);
 	if (!ep)
 		return from_vx_stack(skb, &p);
 	if (p.ttl <= 1)
 		return to_stack(skb);
 	if (p.flags & PACKET_NDP)
-		return drop(skb, REASON_UNSUPPORTED_L2);
+		return drop(skb, &p, REASON_UNSUPPORTED_L2);
 	if (!frag_resolve(&p))
-		return drop(skb, REASON_FRAGMENT_UNKNOWN);
+		return drop(skb, &p, REASON_FRAGMENT_UNKNOWN);
 	if (p.flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF) {
 		rc = from_vx_dsr(skb, &p);
 		if (rc)
-			return rc < 0 ? drop(skb, -rc) : deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
+			return rc < 0 ? drop(skb, &p, -rc) : deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
 	}
-	rc = STACK_SHARES ? stack_holds(&p) : 0;
+	rc = STACK_SHARES ? stack_holds(skb, &p) : 0;
 	if (rc)
-		return rc < 0 ? drop(skb, -rc) : to_stack(skb);
+		return rc < 0 ? drop(skb, &p, -rc) : to_stack(skb);
 	why = p.flags & PACKET_ERROR ? from_vx_error(skb, &p) : from_vx_track(skb, &p);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	return deliver_pod(skb, &p, ep, REASON_TO_LOCAL_POD);
 }
 
 SEC("tcx/egress")
 int strait_to_vx(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_TO_VX, .ifindex = skb->ifindex };
 	struct remote *remote;
 	int why;
 
@@ -122,25 +122,25 @@ int strait_to_vx(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	why = packet_parse(skb, &p);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	if (addr_is_multicast(&p.dst, p.flags & PACKET_V6))
 		return drop_multicast(skb, &p);
 	remote = ipcache_lookup(&p.dst);
 	if (!remote || !(remote->flags & REMOTE_TUNNEL))
-		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
+		return drop(skb, &p, REASON_NO_TUNNEL_ENDPOINT);
 	why = p.flags & PACKET_ERROR ? error_own(skb, &p) : front_own(skb, &p);
 	if (!why && host_guarded())
 		why = -host_out(skb, &p);
 	if (why < 0)
-		return drop(skb, -why);
+		return drop(skb, &p, -why);
 	if (STACK_SHARES) {
-		why = stack_sends(&p);
+		why = stack_sends(skb, &p);
 		if (why < 0)
-			return drop(skb, -why);
+			return drop(skb, &p, -why);
 	}
 	why = encap_set(skb, remote);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, &p, why);
 	skb->tc_index = DELIVER_OURS;
 	return finish(skb, REASON_TO_TUNNEL, TC_ACT_UNSPEC);
 }

@@ -9,13 +9,13 @@ static __always_inline int to_net_own(struct __sk_buff *skb, struct packet *p)
 		return finish(skb, REASON_TO_CLIENT, TC_ACT_UNSPEC);
 	if (!rc && host_guarded())
 		rc = -host_out(skb, p);
-	return rc ? drop(skb, -rc) : TC_ACT_UNSPEC;
+	return rc ? drop(skb, p, -rc) : TC_ACT_UNSPEC;
 }
 
 SEC("tcx/egress")
 int strait_to_net(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_TO_NET, .ifindex = skb->ifindex };
 	int rc;
 
 	if (skb->tc_index == DELIVER_OURS) {
@@ -24,10 +24,10 @@ int strait_to_net(struct __sk_buff *skb)
 	}
 	if (packet_parse(skb, &p))
 		return TC_ACT_UNSPEC;
-	rc = STACK_SHARES ? stack_sends(&p) : 0;
+	rc = STACK_SHARES ? stack_sends(skb, &p) : 0;
 	if (rc > 0)
 		rc = world_stack(skb, &p);
 	else if (!rc)
 		return to_net_own(skb, &p);
-	return rc ? drop(skb, rc < 0 ? -rc : rc) : TC_ACT_UNSPEC;
+	return rc ? drop(skb, &p, rc < 0 ? -rc : rc) : TC_ACT_UNSPEC;
 }

@@ -91,7 +91,7 @@ static __noinline int xdp_answer(struct xdp_md *ctx, const struct packet *p, con
 SEC("xdp")
 int strait_xdp(struct xdp_md *ctx)
 {
-	struct packet p = {};
+	struct packet p = { .hook = HOOK_XDP, .ifindex = ctx->ingress_ifindex };
 	struct nat_entry *e;
 
 	if (!xdp_parse(ctx, &p) || endpoint_lookup(&p.dst))

@@ -165,7 +165,7 @@ __noinline int announce_ndp(struct __sk_buff *skb)
 	__builtin_memcpy(f.nd.mac, ours->mac, 6);
 	f.nd.check = announce_checksum(&f);
 	if (bpf_skb_change_tail(skb, sizeof(f), 0) || bpf_skb_store_bytes(skb, 0, &f, sizeof(f), 0))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, NULL, REASON_REWRITE);
 	return announce_send(skb);
 }
 

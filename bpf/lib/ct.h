@@ -8,13 +8,6 @@
  */
 #pragma once
 
-/* What policy has said about a connection. */
-struct ct_policy {
-	__u32 revision;
-	__u32 rule_out;
-	__u32 rule_in;
-};
-
 #define CT_SECOND 1000000000ULL /* ns */
 #define CT_IDLE_CLOSED 1	/* s: how long the port of a closed connection is left alone when there are others */
 #define CT_IDLE_BEGUN 120
@@ -156,6 +149,8 @@ static __always_inline __u32 ct_count(struct ct_entry *ct, const struct packet *
 {
 	__u32 flags = ct->flags, tick = ct_tick(), set = 0, news = 0;
 
+	__sync_fetch_and_add(&ct->packets[dir & 1], 1);
+	__sync_fetch_and_add(&ct->bytes[dir & 1], p->end - L3_OFF);
 	if (dir != !!(flags & CT_HI_BEGAN))
 		set |= CT_REPLIED;
 	if (p->tcp_flags & TCP_FIN)
@@ -164,16 +159,16 @@ static __always_inline __u32 ct_count(struct ct_entry *ct, const struct packet *
 		set |= CT_RST;
 	if (set & ~flags) {
 		flags = __sync_fetch_and_or((__u32 *)&ct->flags, set);
-		if (!ct_closed(flags) && ct_closed(flags | set))
+		if (!ct_closed(flags) && ct_closed(flags | set)) {
 			news |= CT_ENDED;
+			if (!(flags & CT_DSR)) /* which has ended before: lb_ended */
+				event_end(p, ct, dir);
+		}
 	}
 	if (ct->tick != tick) {
 		ct_seen(ct, tick);
 		news |= CT_LATER;
 	}
-	dir &= 1;
-	__sync_fetch_and_add(&ct->packets[dir], 1);
-	__sync_fetch_and_add(&ct->bytes[dir], p->end - L3_OFF);
 	return news;
 }
 
@@ -191,10 +186,10 @@ static __always_inline struct ct_entry *ct_find(const struct packet *p, struct c
 	return bpf_map_lookup_elem(&strait_ct, key);
 }
 
-/* Enters a connection with its first packet counted; 0 if that is impossible. */
+/* Enters a connection with its first packet counted; 0: another CPU was faster, or there is no room. */
 static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, __u32 dir, const struct ct_policy *said)
 {
-	struct ct_entry *ct, fresh = {};
+	struct ct_entry fresh = {};
 
 	ct_fresh(&fresh, dir);
 	ct_judged(&fresh, said);
@@ -204,13 +199,7 @@ static __noinline int ct_enter(const struct ct_key *k, const struct packet *p, _
 		fresh.flags |= CT_RST;
 	fresh.packets[dir & 1] = 1;
 	fresh.bytes[dir & 1] = p->end - L3_OFF;
-	if (!bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST))
-		return 1;
-	ct = bpf_map_lookup_elem(&strait_ct, k); /* another CPU was faster */
-	if (!ct)
-		return 0;
-	ct_count(ct, p, dir);
-	return 1;
+	return !bpf_map_update_elem(&strait_ct, k, &fresh, BPF_NOEXIST);
 }
 
 /* Whether a packet of the end that did not begin is not to go as it is. */

@@ -50,7 +50,7 @@ static __always_inline bool isolated(__u32 remote_flags)
 /* A pod's link has nobody else on it. */
 static __noinline int drop_multicast(struct __sk_buff *skb, const struct packet *p)
 {
-	return drop(skb, addr_is_link_multicast(&p->dst, p->flags & PACKET_V6) ? REASON_HOUSEKEEPING : REASON_MULTICAST);
+	return drop(skb, p, addr_is_link_multicast(&p->dst, p->flags & PACKET_V6) ? REASON_HOUSEKEEPING : REASON_MULTICAST);
 }
 
 /* Into the pod, past the node's stack. pod_mac and host_mac lie in the order of an Ethernet header. */
@@ -59,7 +59,7 @@ static __always_inline int deliver_pod(struct __sk_buff *skb, const struct packe
 	__u32 ifindex = ep->ifindex;
 
 	if (!packet_set_macs(skb, ep->pod_mac) || !packet_hop(skb, p))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	return finish(skb, why, bpf_redirect_peer(ifindex, 0));
 }
 
@@ -77,7 +77,7 @@ static __always_inline int deliver_neighbour(struct __sk_buff *skb, const struct
 		__builtin_memcpy(nh.ipv6_nh, hop->w, sizeof(nh.ipv6_nh));
 	}
 	if (!packet_hop(skb, p))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	skb->tc_index = DELIVER_OURS;
 	return finish(skb, why, bpf_redirect_neigh(ifindex, &nh, sizeof(nh), 0));
 }

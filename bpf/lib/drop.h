@@ -18,10 +18,20 @@ static __always_inline int finish(struct __sk_buff *skb, enum reason why, int ve
 	return verdict;
 }
 
-/* Not inline: rare ends stay out of the way that established packets take through the cache. */
-static __noinline int drop(struct __sk_buff *skb, enum reason why)
+/* Rare ends stay out of the way that established packets take through the cache. */
+__noinline int drop_lost(struct __sk_buff *skb, const struct packet *p, enum reason why)
 {
-	return finish(skb, why, TC_ACT_SHOT);
+	count(why, skb->len);
+	if (cfg_events)
+		event_dropped(skb, p, why);
+	return 0;
+}
+
+/* p: what the packet says; NULL: it was not read. */
+static __always_inline int drop(struct __sk_buff *skb, const struct packet *p, enum reason why)
+{
+	drop_lost(skb, p, why);
+	return TC_ACT_SHOT;
 }
 
 /* The node's own network stack goes on with the packet; later programs on the hook still run. */

@@ -170,6 +170,7 @@ static __noinline int dsr_strip(struct __sk_buff *skb, struct packet *p)
 static __noinline int dsr_receive(struct __sk_buff *skb, struct packet *p)
 {
 	struct sockaddr_key front;
+	struct packet asked;
 	int why;
 
 	if (!dsr_read(skb, p, &front))
@@ -180,6 +181,9 @@ static __noinline int dsr_receive(struct __sk_buff *skb, struct packet *p)
 		return -REASON_DSR_OPTION;
 	if (dsr_strip(skb, p))
 		return -REASON_REWRITE;
-	why = front_track(p, &front.addr, front.port);
+	asked = *p;
+	asked.dst = front.addr;
+	asked.dport = front.port;
+	why = front_track(skb, &asked, p);
 	return why ? -why : 1;
 }

@@ -59,12 +59,12 @@ static __always_inline int deliver_tunnel(struct __sk_buff *skb, const struct pa
 	enum reason why;
 
 	if (!cfg_vxlan_ifindex)
-		return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
+		return drop(skb, p, REASON_NO_TUNNEL_ENDPOINT);
 	why = encap_set(skb, remote);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (!packet_hop(skb, p))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	skb->tc_index = DELIVER_OURS;
 	return finish(skb, reason, bpf_redirect(cfg_vxlan_ifindex, 0));
 }

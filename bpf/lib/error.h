@@ -53,7 +53,7 @@ __noinline int error_rewrite(struct __sk_buff *skb, struct packet *p, const stru
 }
 
 /* What policy says about an error that was turned so; in becomes the packet between the real ends. */
-static __always_inline int error_policy(struct packet *in, const struct error_turn *t, int why)
+static __always_inline int error_policy(struct __sk_buff *skb, struct packet *in, const struct error_turn *t, int why)
 {
 	if (why == REASON_TO_BACKEND || why == REASON_TO_LOCAL_POD) {
 		in->src = t->in_src;
@@ -65,7 +65,7 @@ static __always_inline int error_policy(struct packet *in, const struct error_tu
 	}
 	if (packet_is_icmp(in->proto))
 		in->dport = in->sport;
-	return policy_error(in);
+	return policy_error(skb, in);
 }
 
 /* About an answer, as its client has seen it: goes to the backend. */
@@ -134,7 +134,7 @@ __noinline int error_from_receiver(struct __sk_buff *skb, struct packet *p)
 	why = error_service(p, &in, &t);
 	if (why && error_rewrite(skb, p, &in, &t))
 		return -REASON_UNRELATED_ICMP;
-	denied = error_policy(&in, &t, why);
+	denied = error_policy(skb, &in, &t, why);
 	return denied ? -denied : why;
 }
 
@@ -148,7 +148,7 @@ __noinline int error_to_sender(struct __sk_buff *skb, struct packet *p)
 
 	if (!p || !packet_inner(skb, p, &in) || !addr_equal(&in.src, &p->dst))
 		return REASON_UNRELATED_ICMP;
-	why = policy_error(&in);
+	why = policy_error(skb, &in);
 	if (why && (why != REASON_UNRELATED_ICMP || !(ipcache_owner(&p->src) & REMOTE_HOST)))
 		return why;
 	error_unturned(&t, p, &in);
@@ -287,11 +287,11 @@ __noinline int error_to_node(struct __sk_buff *skb, struct packet *p)
 	else if (!why)
 		why = error_service(p, &in, &t);
 	if (!why)
-		return error_tunnel(&in) ? 0 : -policy_error(&in);
+		return error_tunnel(&in) ? 0 : -policy_error(skb, &in);
 	if (p->ttl <= 1)
 		return -REASON_TTL_EXCEEDED;
 	if (error_rewrite(skb, p, &in, &t))
 		return -REASON_REWRITE;
-	denied = error_policy(&in, &t, why);
+	denied = error_policy(skb, &in, &t, why);
 	return denied ? -denied : why;
 }

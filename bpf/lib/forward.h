@@ -41,12 +41,12 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 	if (!ep)
 		remote = ipcache_find(&seen->dst);
 	if (remote && remote->flags & REMOTE_HOST)
-		return rewrite_like(skb, p, seen) ? drop(skb, REASON_REWRITE) : finish(skb, why, TC_ACT_UNSPEC);
+		return rewrite_like(skb, p, seen) ? drop(skb, p, REASON_REWRITE) : finish(skb, why, TC_ACT_UNSPEC);
 	if (p->ttl <= 1)
-		return drop(skb, REASON_TTL_EXCEEDED);
+		return drop(skb, p, REASON_TTL_EXCEEDED);
 	if (remote && remote->flags & rows) {
 		if (!(remote->flags & REMOTE_TUNNEL) && !remote->ifindex)
-			return drop(skb, REASON_NO_ENDPOINT);
+			return drop(skb, p, REASON_NO_ENDPOINT);
 		hop = remote->node;
 		ifindex = remote->ifindex;
 	} else if (!ep) {
@@ -59,7 +59,7 @@ static __noinline int forward(struct __sk_buff *skb, const struct packet *p, con
 	if (!ep && forward_exceeds(skb, p, seen, mtu, remote && remote->flags & REMOTE_TUNNEL))
 		return LB_TOO_BIG;
 	if (rewrite_like(skb, p, seen) || (seen->flags & PACKET_DSR && dsr_insert(skb, p)))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	if (ep)
 		return deliver_pod(skb, seen, ep, why);
 	if (remote && remote->flags & REMOTE_TUNNEL)
@@ -98,36 +98,40 @@ static __noinline int forward_backend(struct __sk_buff *skb, const struct packet
 {
 	__u32 flags = way->client ? way->client->flags : way->news;
 	struct packet seen = *p;
-	bool here;
+	bool here, known = way->client;
 	int why = 0;
 
 	seen.dst = way->choice.to.addr;
 	seen.dport = way->choice.to.port;
 	here = !(flags & (CT_NAT | CT_DSR)) && forward_here(&seen.dst);
 	if (here)
-		why = front_track(&seen, &p->dst, p->dport);
+		why = front_track(skb, p, &seen);
 	if (!why)
 		why = lb_settle(p, way);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (flags & CT_DSR && dsr_may(p))
 		seen.flags |= dsr_wanted(p) ? PACKET_DSR : 0;
 	else if (!here)
 		why = forward_masquerade(skb, p, &seen, way);
-	return why ? drop(skb, why) : forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);
+	if (why)
+		return drop(skb, p, why);
+	if (!known && !here)
+		event_new(skb, p, way->client, NULL);
+	return forward(skb, p, &seen, REMOTE_POD, REASON_TO_BACKEND);
 }
 
 /* A packet to a service; LB_NO_SERVICE if it is none. */
 static __always_inline int forward_service(struct __sk_buff *skb, struct packet *p)
 {
 	struct lb_way way = {};
-	int rc = lb_connection(p, &way);
+	int rc = lb_connection(skb, p, &way);
 
 	if (rc > 0)
 		return reject(skb, p, rc);
 	/* Neither a pod of this node nor the node itself is ever out there. */
 	if (!rc && (endpoint_lookup(&p->src) || (!way.client && ipcache_owner(&p->src) & REMOTE_HOST)))
-		return drop(skb, REASON_SPOOFED_SOURCE);
+		return drop(skb, p, REASON_SPOOFED_SOURCE);
 	if (!rc)
 		frag_resolve(p);
 	return rc ? LB_NO_SERVICE : forward_backend(skb, p, &way);
@@ -149,14 +153,13 @@ static __noinline int forward_account(const struct packet *seen, __be16 port)
 }
 
 /* Whether a pod here may have a connection that another proxy has begun: there is no entry of the real ends. 0, or why not. */
-static __noinline int forward_foreign(const struct packet *p, const struct nat_entry *e)
+static __noinline int forward_foreign(struct __sk_buff *skb, const struct packet *p, const struct nat_entry *e)
 {
 	struct packet real = *p;
-	struct ct_policy said = {};
 
 	real.dst = e->client;
 	real.dport = e->client_port;
-	return policy_first(&real, true, &said);
+	return policy_foreign(skb, &real, true, &e->front_addr, e->front_port);
 }
 
 /* The answer of a backend elsewhere, or of one here whose connection is of the time of another proxy. */
@@ -170,9 +173,9 @@ static __noinline int forward_answer(struct __sk_buff *skb, struct packet *p, co
 	seen.dst = e->client;
 	seen.dport = e->client_port;
 	if (cfg_imported) {
-		why = forward_foreign(p, e);
+		why = forward_foreign(skb, p, e);
 		if (why)
-			return drop(skb, why);
+			return drop(skb, p, why);
 	}
 	if (!forward_account(&seen, p->dport))
 		return LB_NO_SERVICE;
@@ -202,7 +205,7 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 	if (p->flags & PACKET_OPTIONS && cfg_services != SERVICE_MODE_OFF && ipcache_owner(&p->dst) & REMOTE_HOST) {
 		rc = dsr_receive(skb, p);
 		if (rc < 0)
-			return drop(skb, -rc);
+			return drop(skb, p, -rc);
 		if (rc)
 			return finish(skb, REASON_TO_BACKEND, TC_ACT_UNSPEC);
 	}
@@ -211,9 +214,9 @@ static __noinline int forward_way(struct __sk_buff *skb, struct packet *p)
 		return forward_answer(skb, p, e);
 	if (e)
 		return world_return(skb, p, e);
-	rc = STACK_SHARES ? stack_holds(p) : 0;
+	rc = STACK_SHARES ? stack_holds(skb, p) : 0;
 	if (rc < 0)
-		return drop(skb, -rc);
+		return drop(skb, p, -rc);
 	if (rc)
 		return to_stack(skb);
 	if (cfg_services == SERVICE_MODE_OFF || forward_carrier(p))
@@ -226,8 +229,8 @@ static __always_inline int forward_node(struct __sk_buff *skb, struct packet *p)
 	int rc = forward_way(skb, p);
 
 	if (rc == LB_NO_SERVICE) {
-		rc = host_guarded() ? host_in(p) : 0;
-		return rc ? drop(skb, rc) : to_stack(skb);
+		rc = host_guarded() ? host_in(skb, p) : 0;
+		return rc ? drop(skb, p, rc) : to_stack(skb);
 	}
 	return rc == LB_TOO_BIG ? reject_size(skb, p) : rc;
 }
@@ -238,6 +241,6 @@ static __always_inline int forward_error(struct __sk_buff *skb, struct packet *p
 	int why = error_to_node(skb, p);
 
 	if (why < 0)
-		return drop(skb, -why);
+		return drop(skb, p, -why);
 	return why ? forward(skb, p, p, REMOTE_POD, why) : to_stack(skb);
 }

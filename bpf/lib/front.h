@@ -39,28 +39,55 @@ static __noinline struct ct_entry *front_enter(const struct ct_key *k, __u32 dir
 	return ct;
 }
 
-/* Sees to the entry of a packet as its backend is to see it, and counts it. 0, or why there can be none: policy, or the client uses its port
- * towards the same backend by another way. */
-static __noinline int front_track(const struct packet *seen, const struct addr *front, __be16 port)
+#define FRONT_UNKNOWN (-1)
+
+/* A packet of a known connection is counted. 0, FRONT_UNKNOWN, or why it may not pass: policy, or the client uses its port towards the same
+ * backend by another way. */
+static __noinline int front_known(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
+{
+	struct ct_key key;
+	__u32 dir;
+	struct ct_entry *ct = ct_find(seen, &key, &dir);
+	int why;
+
+	if (!ct)
+		return FRONT_UNKNOWN;
+	if (!front_same(ct, seen, dir, &p->dst, p->dport))
+		return front_other(ct, &p->dst, p->dport, seen->proto) ? REASON_NO_SERVICE_PORT : FRONT_UNKNOWN;
+	why = policy_known(skb, seen, ct, dir);
+	if (!why)
+		ct_count(ct, seen, dir);
+	return why;
+}
+
+/* Enters a connection that is not known, or whose entry another one has that is over. 0, or why it may not be. */
+static __noinline int front_begin(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
 {
 	struct ct_policy said = {};
 	struct ct_key key;
 	__u32 dir;
 	struct ct_entry *ct = ct_find(seen, &key, &dir);
-	bool same = ct && front_same(ct, seen, dir, front, port);
-	int why;
+	int why = policy_admits(skb, seen, false, &said, &p->dst, p->dport);
 
-	if (ct && !same && front_other(ct, front, port, seen->proto))
-		return REASON_NO_SERVICE_PORT;
-	why = same ? policy_known(seen, ct, dir) : policy_first(seen, false, &said);
 	if (why)
 		return why;
-	if (!same)
-		ct = front_enter(&key, dir, front, port, &said);
+	if (ct && !ct_closed(ct->flags))
+		event_end(seen, ct, dir);
+	ct = front_enter(&key, dir, &p->dst, p->dport, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
 	ct_count(ct, seen, dir);
+	event_new(skb, seen, ct, &said);
 	return 0;
+}
+
+/* Sees to the entry of a packet p of a client that its backend is to see as seen. 0, or why there can be none. Two frames side by side: little
+ * stack is left. */
+static __always_inline int front_track(struct __sk_buff *skb, const struct packet *p, const struct packet *seen)
+{
+	int why = front_known(skb, p, seen);
+
+	return why == FRONT_UNKNOWN ? front_begin(skb, p, seen) : why;
 }
 
 /* The client's entry is where the client's packets pass. It learns of its first answer and of its end, not of every packet. */
@@ -119,7 +146,7 @@ static __noinline int front_own(struct __sk_buff *skb, struct packet *p)
 	if (!ct || !ct_turned(ct, dir))
 		return 0;
 	frag_resolve(p);
-	why = policy_known(p, ct, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (why)
 		return -why;
 	ct_update(ct, p, dir);

@@ -30,24 +30,25 @@ static __noinline bool host_answers(struct packet *p)
 }
 
 /* Enters a connection of the node's with a packet of it. 0, or why it may not be. */
-static __noinline int host_enter(struct packet *p, const struct ct_key *key, __u32 dir)
+static __noinline int host_enter(struct __sk_buff *skb, struct packet *p, const struct ct_key *key, __u32 dir)
 {
 	bool answer = host_answers(p);
 	struct ct_policy said = {};
 	struct ct_entry *ct;
-	int why = policy_first(p, answer, &said);
+	int why = policy_admits(skb, p, answer, &said, NULL, 0);
 
 	if (why)
 		return why;
 	ct = ct_begin(key, dir != answer, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
+	event_new(skb, p, NULL, &said);
 	ct_update(ct, p, dir);
 	return 0;
 }
 
 /* 0, or why the packet may not pass. outer: it comes from elsewhere, where neither the node nor its pods are. */
-static __noinline int host_track(struct packet *p, bool outer)
+static __noinline int host_track(struct __sk_buff *skb, struct packet *p, bool outer)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
@@ -58,8 +59,8 @@ static __noinline int host_track(struct packet *p, bool outer)
 	if (!ct && outer && (endpoint_lookup(&p->src) || ipcache_owner(&p->src) & REMOTE_HOST))
 		return REASON_SPOOFED_SOURCE;
 	if (!ct)
-		return host_enter(p, &key, dir);
-	why = policy_known(p, ct, dir);
+		return host_enter(skb, p, &key, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (!why)
 		ct_count(ct, p, dir);
 	return why;
@@ -73,13 +74,14 @@ static __always_inline bool host_tunnel(const struct packet *p)
 }
 
 /* What comes to the stack of a guarded node from elsewhere. 0, or why it may not. */
-static __noinline int host_in(struct packet *p)
+static __noinline int host_in(struct __sk_buff *skb, struct packet *p)
 {
 	if (p->flags & (PACKET_NDP | PACKET_ERROR) || !(ipcache_owner(&p->dst) & REMOTE_HOST) || host_tunnel(p))
 		return 0;
 	if (cfg_services != SERVICE_MODE_ON && stack_served(&p->dst, p->dport, p->proto))
 		return 0;
-	return frag_resolve(p) ? host_track(p, true) : 0; /* the rest of a packet whose beginning was never here is nothing */
+	return frag_resolve(p) ? host_track(skb, p, true)
+			       : 0; /* the rest of a packet whose beginning was never here is nothing */
 }
 
 /* Lets the answers of what the stack forwards under the node's address come back to it. */
@@ -107,5 +109,5 @@ static __noinline int host_out(struct __sk_buff *skb, struct packet *p)
 		return 0;
 	if (!frag_resolve(p))
 		return 0;
-	return skb->ingress_ifindex ? host_lends(p) : host_track(p, false);
+	return skb->ingress_ifindex ? host_lends(p) : host_track(skb, p, false);
 }

@@ -55,14 +55,18 @@ static __noinline __u32 lb_count(struct ct_entry *ct, const struct packet *p, __
 {
 	__u32 was = ct->flags, news = ct_update(ct, p, dir);
 
-	if (was & CT_DSR ? !lb_ended(was) && lb_ended(ct->flags) : news & CT_ENDED)
+	if (was & CT_DSR ? !lb_ended(was) && lb_ended(ct->flags) : news & CT_ENDED) {
+		if (was & CT_DSR)
+			event_end(p, ct, dir);
 		lb_leave(ct->backend);
+	}
 	return news;
 }
 
 /* The client's connection gets a backend; an older one of the same addresses ends. Of two CPUs at once, only one writes. NULL if there
  * is no room. */
-static __noinline struct ct_entry *lb_enter(const struct ct_key *k, __u32 dir, const struct lb_choice *c, __u32 flags)
+static __noinline struct ct_entry *lb_enter(const struct packet *p, const struct ct_key *k, __u32 dir, const struct lb_choice *c,
+					    __u32 flags)
 {
 	struct ct_entry *ct = ct_blank(k);
 	__u32 old;
@@ -72,8 +76,10 @@ static __noinline struct ct_entry *lb_enter(const struct ct_key *k, __u32 dir, c
 	old = ct->backend;
 	if (!__sync_bool_compare_and_swap(&ct->backend, old, c->backend))
 		return ct;
-	if (ct->flags & CT_SERVICE && !lb_ended(ct->flags))
+	if (ct->flags & CT_SERVICE && !lb_ended(ct->flags)) {
+		event_end(p, ct, dir);
 		lb_leave(old);
+	}
 	ct_restart(ct, dir);
 	ct->backend = c->backend;
 	ct->backend_gen = c->generation;
@@ -127,7 +133,7 @@ static __always_inline int lb_known(const struct packet *p, struct ct_entry *ct,
 }
 
 /* The backend of the packet's own entry. LB_NO_SERVICE: it has none, or needs another. Else as lb_connection. */
-static __noinline int lb_established(const struct packet *p, struct lb_way *way)
+static __noinline int lb_established(struct __sk_buff *skb, const struct packet *p, struct lb_way *way)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
@@ -138,7 +144,7 @@ static __noinline int lb_established(const struct packet *p, struct lb_way *way)
 	if (!ct)
 		return LB_NO_SERVICE;
 	if (ct_turned(ct, dir)) {
-		why = policy_known(p, ct, dir);
+		why = policy_known(skb, p, ct, dir);
 		if (why)
 			return why;
 		ct_update(ct, p, dir);
@@ -202,7 +208,7 @@ static __noinline int lb_settle(const struct packet *p, struct lb_way *way)
 	if (way->client)
 		return 0;
 	dir = ct_key_from(&key, p);
-	way->client = lb_enter(&key, dir, &way->choice, way->news);
+	way->client = lb_enter(p, &key, dir, &way->choice, way->news);
 	if (!way->client)
 		return REASON_CT_INSERT;
 	lb_count(way->client, p, dir);
@@ -218,13 +224,13 @@ static __always_inline bool lb_stuck(const struct packet *p, const struct lb_way
 
 /* The backend of a packet's connection. 0: *way is filled; LB_NO_SERVICE: the packet is not to a service of ours; LB_ANSWER: it comes
  * from the backend, whose entry is way->client, and is counted; else why it cannot be carried. */
-static __always_inline int lb_connection(const struct packet *p, struct lb_way *way)
+static __always_inline int lb_connection(struct __sk_buff *skb, const struct packet *p, struct lb_way *way)
 {
 	int rc;
 
 	if (!lb_has_port(p))
 		return LB_NO_SERVICE;
-	rc = lb_established(p, way);
+	rc = lb_established(skb, p, way);
 	if (!rc && lb_stuck(p, way))
 		return REASON_SCTP_PORT;
 	if (rc != LB_NO_SERVICE)

@@ -197,15 +197,17 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 	struct ct_entry *ct;
 	struct ct_key key;
 	__u32 dir, news;
+	bool known;
 	int why;
 
 	if (!p || !to)
 		return REASON_CT_INSERT;
 	ct = ct_find(p, &key, &dir);
-	why = ct ? policy_known(p, ct, dir) : policy_first(p, false, &said);
+	known = ct;
+	why = known ? policy_known(skb, p, ct, dir) : policy_admits(skb, p, false, &said, NULL, 0);
 	if (why)
 		return why;
-	if (!ct)
+	if (!known)
 		ct = ct_begin(&key, dir, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
@@ -227,6 +229,8 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 	ct->nat_addr = to->addr;
 	ct->nat_port = to->port;
 	__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+	if (!known)
+		event_new(skb, p, ct, &said);
 	return 0;
 }
 

@@ -48,9 +48,10 @@ struct packet {
 	__u32 end;    /* offset of the first byte behind the L3 packet */
 	__u8 proto;
 	__u8 ttl;
-	__u8 tcp_flags; /* 0 if it is not TCP */
-	__u8 pad;
-};
+	__u8 tcp_flags;	       /* 0 if it is not TCP */
+	__u8 hook;	       /* enum hook: who reads it */
+	__u32 ifindex;	       /* where it was seen */
+} __attribute__((aligned(8))); /* copied by eight bytes at a time */
 
 /* A pointer field of the context. In C it is a __u32, and the compiler would add to it in 32 bits, which is no pointer any more. */
 #define PACKET_POINTER(skb, field) \
@@ -276,6 +277,8 @@ __noinline int packet_inner(struct __sk_buff *skb, const struct packet *p, struc
 
 	if (!p || !in)
 		return 0;
+	in->hook = p->hook;
+	in->ifindex = p->ifindex;
 	off = p->l4_off + 8;
 	if (off > L4_OFF_MAX)
 		return 0;

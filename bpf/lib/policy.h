@@ -104,8 +104,24 @@ static __noinline bool policy_host(const struct packet *p)
 	return policy_of(&k) != 0;
 }
 
-/* Judges one direction at the end it belongs to; *rule becomes what decided. 0, or why not. */
-static __noinline int policy_end(const struct packet *p, bool answer, enum policy_direction direction, __u32 *rule)
+/* What audited policies would have decided is told of the direction that denies, else of the one that they would have denied. */
+static __always_inline void policy_said(struct ct_policy *said, enum policy_direction direction, const struct policy_verdict *v)
+{
+	if (direction == POLICY_EGRESS)
+		said->rule_out = v->rule;
+	else
+		said->rule_in = v->rule;
+	if (v->flags & POLICY_AUDIT) {
+		said->audit = v->audit_rule;
+		said->flags |= EVENT_AUDIT;
+	} else if (!(v->flags & POLICY_ALLOW)) {
+		said->audit = 0;
+		said->flags &= ~EVENT_AUDIT;
+	}
+}
+
+/* Judges one direction at the end it belongs to. 0, or why not. */
+static __noinline int policy_end(const struct packet *p, bool answer, enum policy_direction direction, struct ct_policy *said)
 {
 	bool own = answer == (direction == POLICY_INGRESS); /* it is the packet's sender whose policy is asked */
 	struct policy_verdict *v;
@@ -121,7 +137,7 @@ static __noinline int policy_end(const struct packet *p, bool answer, enum polic
 	v = policy_verdict(&k, policy, direction, p, answer);
 	if (!v)
 		return REASON_POLICY_MISSING;
-	*rule = v->rule;
+	policy_said(said, direction, v);
 	policy_account(p, v);
 	if (v->flags & POLICY_ALLOW)
 		return 0;
@@ -147,10 +163,16 @@ static __always_inline int policy_judge(const struct packet *p, bool answer, str
 	said->revision = node ? *(volatile __u32 *)&node->revision : 0;
 	said->rule_out = 0;
 	said->rule_in = 0;
+	said->audit = 0;
+	said->flags = answer ? EVENT_ANSWER : 0;
+	said->why = 0;
 	if (policy_self(p, answer))
 		return 0;
-	why = policy_end(p, answer, POLICY_EGRESS, &said->rule_out);
-	return why ? why : policy_end(p, answer, POLICY_INGRESS, &said->rule_in);
+	why = policy_end(p, answer, POLICY_EGRESS, said);
+	if (!why)
+		why = policy_end(p, answer, POLICY_INGRESS, said);
+	said->why = why;
+	return why;
 }
 
 /* Judges a connection that has no entry. 0, or why it may not be; *said is for the entry. */
@@ -159,6 +181,26 @@ __noinline int policy_first(const struct packet *p, int answer, struct ct_policy
 	if (!p || !said)
 		return REASON_POLICY_MISSING;
 	return policy_judge(p, answer, said);
+}
+
+/* The same for a packet that will not be carried if it may not be. */
+static __always_inline int policy_admits(struct __sk_buff *skb, const struct packet *p, bool answer, struct ct_policy *said,
+					 const struct addr *front, __be16 port)
+{
+	int why = policy_first(p, answer, said);
+
+	if (why)
+		event_denied(skb, p, said, front, port);
+	return why;
+}
+
+/* The same for a connection that will have no entry of its real ends. */
+static __noinline int policy_foreign(struct __sk_buff *skb, const struct packet *p, bool answer, const struct addr *front,
+				     __be16 port)
+{
+	struct ct_policy said = {};
+
+	return policy_admits(skb, p, answer, &said, front, port);
 }
 
 static __noinline void policy_passed(const struct packet *p, const struct ct_entry *ct)
@@ -173,10 +215,41 @@ static __noinline void policy_passed(const struct packet *p, const struct ct_ent
 		policy_count(ct->rule_in, bytes);
 }
 
+/* The packet of a known connection may not pass. The connection may again when that is judged, and told, anew. */
+static __always_inline void policy_denied(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct,
+					  const struct ct_policy *said, bool begins)
+{
+	if (!begins && ct->policy_rev)
+		ct->policy_rev = 0;
+	event_denied(skb, p, said, &ct->front_addr, ct->flags & CT_FRONT ? ct->front_port : 0);
+}
+
+/* A known connection may go on; by other rules than before that is told. */
+static __always_inline void policy_changed(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct,
+					   const struct ct_policy *said)
+{
+	bool changed = !ct->policy_rev || ct->rule_out != said->rule_out || ct->rule_in != said->rule_in;
+
+	ct_judged(ct, said);
+	if (changed)
+		event_judged(skb, p, ct, said);
+}
+
+/* Another connection takes the entry of one that is over. */
+static __always_inline void policy_anew(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct, __u32 dir,
+					const struct ct_policy *said)
+{
+	if (!ct_closed(ct->flags))
+		event_end(p, ct, dir);
+	ct_restart(ct, dir);
+	ct_judged(ct, said);
+	event_new(skb, p, ct, said);
+}
+
 /* Judges the packet of a known connection, if it has to be. What begins something of its own is judged as that: a SYN after the end of the
  * connection, whose entry is made its own; a SYN or an echo request of the end that did not begin, which shares ports with the connection but is
  * no answer; ICMP messages that are neither echo nor error, which have no ports to tell them apart by. 0, or why it may not pass. */
-__noinline int policy_again(const struct packet *p, struct ct_entry *ct, __u32 dir)
+__noinline int policy_again(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct, __u32 dir)
 {
 	struct ct_policy said = {};
 	struct node_state *node = policy_node();
@@ -195,22 +268,23 @@ __noinline int policy_again(const struct packet *p, struct ct_entry *ct, __u32 d
 		return 0;
 	}
 	why = policy_judge(p, answer && !begins, &said);
-	if (why || (begins && !over))
-		return why;
-	if (over)
-		ct_restart(ct, dir);
-	ct_judged(ct, &said);
-	return 0;
+	if (why)
+		policy_denied(skb, p, ct, &said, begins);
+	else if (over)
+		policy_anew(skb, p, ct, dir, &said);
+	else if (!begins)
+		policy_changed(skb, p, ct, &said);
+	return why;
 }
 
 /* The same where nearly always there is nothing to judge. */
-static __always_inline int policy_known(const struct packet *p, struct ct_entry *ct, __u32 dir)
+static __always_inline int policy_known(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct, __u32 dir)
 {
 	struct node_state *node = policy_node();
 	int why;
 
 	if (!node || ct->policy_rev != node->revision || packet_begins_tcp(p) || packet_begins_icmp(p)) {
-		why = policy_again(p, ct, dir);
+		why = policy_again(skb, p, ct, dir);
 		asm volatile("" : "+r"(why)); /* the compiler knows that it is a reason, the verifier has to see it */
 		return why & 0xff;
 	}
@@ -220,19 +294,28 @@ static __always_inline int policy_known(const struct packet *p, struct ct_entry 
 }
 
 /* Enters a connection with its first packet, if policy allows it. 0, or why not. */
-static __noinline int policy_enter(const struct packet *p, const struct ct_key *key, __u32 dir)
+static __noinline int policy_enter(struct __sk_buff *skb, const struct packet *p, const struct ct_key *key, __u32 dir)
 {
 	struct ct_policy said = {};
-	int why = policy_first(p, false, &said);
+	int why = policy_admits(skb, p, false, &said, NULL, 0);
+	struct ct_entry *ct;
 
 	if (why)
 		return why;
-	return ct_enter(key, p, dir, &said) ? 0 : REASON_CT_INSERT;
+	if (ct_enter(key, p, dir, &said)) {
+		event_new(skb, p, NULL, &said);
+		return 0;
+	}
+	ct = bpf_map_lookup_elem(&strait_ct, key);
+	if (!ct)
+		return REASON_CT_INSERT;
+	ct_count(ct, p, dir);
+	return 0;
 }
 
 /* Finds or begins the connection, if policy allows it, and counts the packet. 0, or why it may not pass. *turned becomes its entry if
  * that says that the packet is not to go as it is. ICMP errors belong to the connection they speak about and have none. */
-static __always_inline int policy_track(const struct packet *p, struct ct_entry **turned)
+static __always_inline int policy_track(struct __sk_buff *skb, const struct packet *p, struct ct_entry **turned)
 {
 	struct ct_key key;
 	struct ct_entry *ct;
@@ -243,8 +326,8 @@ static __always_inline int policy_track(const struct packet *p, struct ct_entry 
 		return 0;
 	ct = ct_find(p, &key, &dir);
 	if (!ct)
-		return policy_enter(p, &key, dir);
-	why = policy_known(p, ct, dir);
+		return policy_enter(skb, p, &key, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (why)
 		return why;
 	ct_count(ct, p, dir);
@@ -254,32 +337,34 @@ static __always_inline int policy_track(const struct packet *p, struct ct_entry 
 }
 
 /* The same with a stack of its own, where nothing is turned. */
-static __noinline int policy_follow(const struct packet *p)
+static __noinline int policy_follow(struct __sk_buff *skb, const struct packet *p)
 {
 	struct ct_entry *turned = NULL;
 
-	return policy_track(p, &turned);
+	return policy_track(skb, p, &turned);
 }
 
 /* An ICMP error may pass if the connection it speaks about may: in, between its real ends. 0, or why not. Of connections that are not known
  * only pods without policies hear. */
-__noinline int policy_error(struct packet *in)
+__noinline int policy_error(struct __sk_buff *skb, struct packet *in)
 {
-	struct ipcache_key end;
+	union { /* used one after the other: little stack is left */
+		struct ct_key connection;
+		struct ipcache_key end;
+	} k;
 	struct ct_entry *ct;
-	struct ct_key key;
 	__u32 dir;
 
 	if (!in)
 		return REASON_UNRELATED_ICMP;
-	ct = ct_find(in, &key, &dir);
+	ct = ct_find(in, &k.connection, &dir);
 	if (ct && !(ct->flags & CT_SERVICE)) {
 		in->flags |= PACKET_COUNTED;
-		return policy_known(in, ct, dir);
+		return policy_known(skb, in, ct, dir);
 	}
-	end.addr = in->src;
-	if (policy_of(&end))
+	k.end.addr = in->src;
+	if (policy_of(&k.end))
 		return REASON_UNRELATED_ICMP;
-	end.addr = in->dst;
-	return policy_of(&end) ? REASON_UNRELATED_ICMP : 0;
+	k.end.addr = in->dst;
+	return policy_of(&k.end) ? REASON_UNRELATED_ICMP : 0;
 }

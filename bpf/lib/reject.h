@@ -179,15 +179,15 @@ static __noinline int reject_send(struct __sk_buff *skb, const struct packet *p,
 
 	if (ep && ep->ifindex == skb->ifindex)
 		return packet_set_macs(skb, ep->pod_mac) ? finish(skb, why, bpf_redirect_peer(skb->ifindex, 0))
-							 : drop(skb, REASON_REWRITE);
+							 : drop(skb, p, REASON_REWRITE);
 	if (skb->ifindex == cfg_vxlan_ifindex) {
 		remote = ipcache_find(&p->src);
 		if (!remote || !(remote->flags & REMOTE_TUNNEL) || encap_set(skb, remote))
-			return drop(skb, REASON_NO_TUNNEL_ENDPOINT);
+			return drop(skb, p, REASON_NO_TUNNEL_ENDPOINT);
 	} else {
 		if (bpf_skb_load_bytes(skb, 0, macs.macs + 6, 6) || bpf_skb_load_bytes(skb, 6, macs.macs, 6) ||
 		    !packet_set_macs(skb, macs.macs))
-			return drop(skb, REASON_REWRITE);
+			return drop(skb, p, REASON_REWRITE);
 	}
 	skb->tc_index = DELIVER_OURS;
 	return finish(skb, why, bpf_redirect(skb->ifindex, 0));
@@ -210,12 +210,12 @@ static __noinline int reject(struct __sk_buff *skb, const struct packet *p, enum
 	int rc;
 
 	if ((why != REASON_REFUSED && why != REASON_BACKEND_GONE) || !reject_may(p))
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (p->proto == IPPROTO_TCP)
 		rc = reject_reset(skb, p);
 	else
 		rc = p->flags & PACKET_V6 ? reject_error6(skb, p, 0) : reject_error4(skb, p, 0);
-	return rc ? drop(skb, why) : reject_send(skb, p, why);
+	return rc ? drop(skb, p, why) : reject_send(skb, p, why);
 }
 
 /* A packet that is larger than the way on, whose MTU is in cb[0]. IPv4 senders that allow fragments are told as well: nobody here makes
@@ -226,7 +226,7 @@ static __noinline int reject_size(struct __sk_buff *skb, const struct packet *p)
 	int rc;
 
 	if (!reject_may(p))
-		return drop(skb, REASON_TOO_BIG);
+		return drop(skb, p, REASON_TOO_BIG);
 	rc = p->flags & PACKET_V6 ? reject_error6(skb, p, mtu) : reject_error4(skb, p, mtu);
-	return rc ? drop(skb, REASON_TOO_BIG) : reject_send(skb, p, REASON_SENDER_TOLD);
+	return rc ? drop(skb, p, REASON_TOO_BIG) : reject_send(skb, p, REASON_SENDER_TOLD);
 }

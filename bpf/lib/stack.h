@@ -9,7 +9,7 @@
 
 /* Whether the packet is one of a connection of the stack's: 1, or minus the reason why it may not pass. A connection that begins anew is
  * ours, if we serve. */
-static __noinline int stack_holds(const struct packet *p)
+static __noinline int stack_holds(struct __sk_buff *skb, const struct packet *p)
 {
 	struct ct_entry *ct;
 	struct ct_key key;
@@ -21,7 +21,7 @@ static __noinline int stack_holds(const struct packet *p)
 	ct = ct_find(p, &key, &dir);
 	if (!ct || !(ct->flags & CT_STACK) || (cfg_services == SERVICE_MODE_ON && packet_begins_tcp(p)))
 		return 0;
-	why = policy_known(p, ct, dir);
+	why = policy_known(skb, p, ct, dir);
 	if (why)
 		return -why;
 	ct_update(ct, p, dir);
@@ -89,15 +89,15 @@ static __noinline int stack_forwards(const struct packet *p)
 
 /* The same for what the stack sends away from this node. 1: it is a pod's, and the connection the stack's; or minus the reason why it may not
  * pass. */
-static __noinline int stack_sends(struct packet *p)
+static __noinline int stack_sends(struct __sk_buff *skb, struct packet *p)
 {
 	int why;
 
 	if (p->flags & (PACKET_ERROR | PACKET_NDP | PACKET_LATER) || !endpoint_lookup(&p->src))
 		return 0;
 	if (cfg_services == SERVICE_MODE_ON)
-		return stack_holds(p);
-	why = policy_follow(p);
+		return stack_holds(skb, p);
+	why = policy_follow(skb, p);
 	if (why)
 		return -why;
 	p->flags |= PACKET_COUNTED;

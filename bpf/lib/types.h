@@ -418,7 +418,8 @@ struct lost {
 /* strait_scratch. */
 struct scratch {
 	struct event event;
-	struct muted_key muted;
+	struct muted_key muted_key;
+	struct muted muted;
 	struct dgram_key dgram;
 };
 

@@ -28,15 +28,15 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 	int why;
 
 	if (addr_is_gateway(&p->dst, p->flags & PACKET_V6))
-		return drop(skb, REASON_GATEWAY);
+		return drop(skb, p, REASON_GATEWAY);
 	if (isolated(remote_flags))
-		return drop(skb, REASON_ISOLATED);
+		return drop(skb, p, REASON_ISOLATED);
 	if (fib_lookup(skb, p, &hop, &ifindex))
 		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
 	if (cfg_network == NETWORK_FLAT || !dev) {
-		why = policy_follow(p);
+		why = policy_follow(skb, p);
 		if (why)
-			return drop(skb, why);
+			return drop(skb, p, why);
 	}
 	if (!dev) /* an address of the node that nobody told us, or a device that is not ours */
 		return to_stack(skb);
@@ -44,13 +44,13 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 		/* The stack may tell the pod; but it would fragment without masquerading. */
 		if (p->flags & PACKET_DF || cfg_network == NETWORK_FLAT)
 			return to_stack(skb);
-		return drop(skb, REASON_TOO_BIG);
+		return drop(skb, p, REASON_TOO_BIG);
 	}
 	if (cfg_network == NETWORK_FLAT)
 		return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD);
 	why = world_masquerade(skb, p, dev);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	return deliver_neighbour(skb, p, &hop, ifindex, REASON_TO_WORLD_MASQUERADED);
 }
 
@@ -69,7 +69,8 @@ static __noinline int world_stack(struct __sk_buff *skb, struct packet *p)
 
 /* The pod's own view of a reply: its connection is found, or remembered again from the mapping. 0, or why it may not pass; *found is
  * NULL: the pod's connection has another port by now. */
-static __noinline int world_track(const struct packet *p, const struct packet *seen, struct ct_entry **found)
+static __noinline int world_track(struct __sk_buff *skb, const struct packet *p, const struct packet *seen,
+				  struct ct_entry **found)
 {
 	struct ct_policy said = {};
 	struct ct_key key;
@@ -81,7 +82,7 @@ static __noinline int world_track(const struct packet *p, const struct packet *s
 	ct = ct_find(seen, &key, &dir);
 	if (ct && (!(ct->flags & CT_NAT) || ct->nat_port != p->dport))
 		return 0;
-	why = ct ? policy_known(seen, ct, dir) : policy_first(seen, true, &said);
+	why = ct ? policy_known(skb, seen, ct, dir) : policy_admits(skb, seen, true, &said, NULL, 0);
 	if (why)
 		return why;
 	if (!ct) {
@@ -91,6 +92,7 @@ static __noinline int world_track(const struct packet *p, const struct packet *s
 		ct->nat_addr = p->dst;
 		ct->nat_port = p->dport;
 		__sync_fetch_and_or((__u32 *)&ct->flags, CT_NAT);
+		event_new(skb, seen, ct, &said);
 	}
 	ct_update(ct, seen, dir);
 	*found = ct;
@@ -112,16 +114,16 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 	ep = endpoint_lookup(&seen.dst);
 	if (!ep)
 		return LB_NO_SERVICE;
-	why = world_track(p, &seen, &ct);
+	why = world_track(skb, p, &seen, &ct);
 	if (why)
-		return drop(skb, why);
+		return drop(skb, p, why);
 	if (!ct)
 		return LB_NO_SERVICE;
 	if (!frag_resolve(p) || p->ttl <= 1)
-		return drop(skb, REASON_TTL_EXCEEDED);
+		return drop(skb, p, REASON_TTL_EXCEEDED);
 	if (STACK_SHARES && ct->flags & CT_STACK) { /* which has chosen the other end in place of a service */
 		seen.sport = p->sport;
-		return rewrite_like(skb, p, &seen) ? drop(skb, REASON_REWRITE) : to_stack(skb);
+		return rewrite_like(skb, p, &seen) ? drop(skb, p, REASON_REWRITE) : to_stack(skb);
 	}
 	if (ct->flags & CT_FRONT) {
 		seen.sport = ct->front_port;
@@ -131,6 +133,6 @@ static __noinline int world_return(struct __sk_buff *skb, struct packet *p, cons
 		seen.sport = p->sport;
 	}
 	if (rewrite_like(skb, p, &seen))
-		return drop(skb, REASON_REWRITE);
+		return drop(skb, p, REASON_REWRITE);
 	return deliver_pod(skb, p, ep, REASON_TO_LOCAL_POD);
 }

@@ -420,10 +420,11 @@ const (
 )
 
 type DatapathScratch struct {
-	_     structs.HostLayout
-	Event DatapathEvent
-	Muted DatapathMutedKey
-	Dgram DatapathDgramKey
+	_        structs.HostLayout
+	Event    DatapathEvent
+	MutedKey DatapathMutedKey
+	Muted    DatapathMuted
+	Dgram    DatapathDgramKey
 }
 
 type DatapathService struct {

@@ -63,7 +63,7 @@ func verified(t *testing.T, spec *ebpf.CollectionSpec, name string) uint32 {
 	one := spec.Copy()
 	for name, value := range map[string]any{ // else the verifier would leave out what they switch
 		DatapathVarCfgServices: ServicesOn, DatapathVarCfgMaglevSize: uint32(16381),
-		DatapathVarCfgNodePortMin: uint16(30000), DatapathVarCfgNodePortMax: uint16(32767), DatapathVarCfgGuardMark: uint32(1),
+		DatapathVarCfgEvents: true, DatapathVarCfgNodePortMin: uint16(30000), DatapathVarCfgNodePortMax: uint16(32767), DatapathVarCfgGuardMark: uint32(1),
 	} {
 		if err := one.Variables[name].Set(value); err != nil {
 			t.Fatal(err)

@@ -350,8 +350,9 @@ type SelectScratch struct {
 		Icmp      uint16
 		Pad       uint32
 	}
-	Muted SelectMutedKey
-	Dgram SelectDgramKey
+	MutedKey SelectMutedKey
+	Muted    SelectMuted
+	Dgram    SelectDgramKey
 }
 
 type SelectService struct {
