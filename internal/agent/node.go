@@ -17,6 +17,7 @@ import (
 	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/datapath/pin"
 	"github.com/strait-net/strait/internal/datapath/sync"
+	"github.com/strait-net/strait/internal/datapath/trial"
 	"github.com/strait-net/strait/internal/endpoint"
 	"github.com/strait-net/strait/internal/healthcheck"
 	"github.com/strait-net/strait/internal/ipam"
@@ -40,6 +41,7 @@ type node struct {
 	tcx      bool
 	// newPrograms loads the programs of this build on the maps.
 	newPrograms func(load.Config) (*load.Programs, error)
+	bench       *trial.Bench
 
 	mu       stdsync.RWMutex // guards loaded programs and what they were loaded with; held for reading while one is being attached
 	podMTU   int
@@ -48,7 +50,9 @@ type node struct {
 	cgroup   string   // empty: socket load balancing is off
 	stale    bool     // programs were loaded for another mode
 	programs *load.Programs
-	attacher *attach.Attacher
+	// constants is what programs were loaded with.
+	constants load.Config
+	attacher  *attach.Attacher
 }
 
 // openNode opens what the node has; nothing that carries traffic is changed. Programs are not loaded and pods not restored yet.
@@ -103,6 +107,7 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 		return nil, err
 	}
 	n.newPrograms = func(c load.Config) (*load.Programs, error) { return load.Load(spec, n.maps, c) }
+	n.bench = trial.New(trial.Config{Spec: spec, Live: n.maps.Kernel(), Keep: explainKept, Sessions: explainSessions})
 	n.keeper = endpoint.New(endpoint.Config{
 		Dir: filepath.Join(cfg.StateDir, "endpoints"), Pools: n.pools, Links: n.net, Programs: podPrograms{n}, Maps: n.maps,
 		Table: n.state.Endpoints, Problems: n.state.Problems, Log: log, Sources: n.sources,
@@ -112,6 +117,9 @@ func openNode(name string, cfg config.Config, log *slog.Logger) (_ *node, err er
 }
 
 func (n *node) close() {
+	if n.bench != nil {
+		n.bench.Close()
+	}
 	if n.programs != nil {
 		n.programs.Close()
 	}
@@ -155,17 +163,18 @@ func (n *node) load(podMTU int) error {
 	if err != nil {
 		return err
 	}
-	programs, err := n.newPrograms(load.Config{
+	constants := load.Config{
 		Network: n.cfg.Network, VXLANIndex: tunnel, VXLANPort: n.cfg.VXLAN.Port, PodMTU: podMTU,
 		MasqueradeLo: lo, MasqueradeHi: hi, LocalLo: localLo, LocalHi: localHi, SocketLB: n.cgroup != "", TCX: n.tcx, Imported: imported || n.decided.Mode == config.ServicesOn,
 		Services: n.modeLocked(), NetnsCookie: n.netns, NodePortLo: portLo, NodePortHi: portHi, MaglevSize: services.MaglevSize,
 		GuardMark: healthcheck.Mark, XDP: services.XDP != config.XDPOff, Events: n.cfg.Flows.Enabled,
-	})
+	}
+	programs, err := n.newPrograms(constants)
 	if err != nil {
 		return err
 	}
 	old := n.programs
-	n.programs, n.podMTU, n.tunnel, n.stale = programs, podMTU, tunnel, false
+	n.programs, n.constants, n.podMTU, n.tunnel, n.stale = programs, constants, podMTU, tunnel, false
 	n.attacher = attach.New(n.tree, n.net, programs, n.tcx)
 	err = errors.Join(n.takeOverLocked(), n.attachLocked())
 	if old != nil {

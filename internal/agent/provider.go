@@ -32,6 +32,7 @@ func (a *agent) provider() localapi.Provider {
 	p.DumpMap = a.dumpMap
 	p.CheckIPAM = a.checkIPAM
 	p.Check = a.check
+	p.Explain = a.explain
 	p.Takeover, p.TakeOver, p.UndoTakeover = a.takeoverStatus, a.takeOver, a.undoTakeover
 	return p
 }

@@ -55,6 +55,7 @@ var ranks = map[string]int{
 	"internal/endpoint":     4,
 	"internal/departure":    4, // closes connections to vanished backends
 	"internal/connectivity": 4, // asks over all kinds of ways
+	"internal/explain":      4, // follows a packet that is not sent, with edges' answers
 
 	"internal/agent":    5,
 	"internal/operator": 5,

@@ -92,8 +92,12 @@ func fetch[T any](ctx context.Context, c *Client, path string) (T, error) {
 }
 
 func do[T any](ctx context.Context, c *Client, method, path string) (T, error) {
+	return send[T](ctx, c, method, path, nil)
+}
+
+func send[T any](ctx context.Context, c *Client, method, path string, body io.Reader) (T, error) {
 	var v T
-	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return v, fmt.Errorf("ask agent for %s: %w", path, err)
 	}

@@ -1,6 +1,10 @@
 package localapi
 
-import "net/netip"
+import (
+	"encoding/json"
+	"io"
+	"net/netip"
+)
 
 // ExplainQuestion asks a node for its part of a path: what becomes of a packet that comes in here. docs/design/0008-explain.md.
 type ExplainQuestion struct {
@@ -15,8 +19,23 @@ type ExplainQuestion struct {
 	Backend netip.AddrPort `json:"backend,omitzero"`
 	// Sender is the node's address that the tunnel's packet came from, for EntryTunnel.
 	Sender netip.Addr `json:"sender,omitzero"`
+	// MAC is the hardware address that the packet, or the tunnel's that carries it, was sent to; empty: the sender had still to ask for it.
+	MAC string `json:"mac,omitempty"`
 	// Established: entries of the connection that are in the kernel are taken as they are.
 	Established bool `json:"established,omitempty"`
+}
+
+// ReadExplainQuestion reads a question from JSON. The error matches ErrBadQuestion and says what is wrong.
+func ReadExplainQuestion(r io.Reader) (q ExplainQuestion, err error) {
+	d := json.NewDecoder(r)
+	d.DisallowUnknownFields()
+	if err := d.Decode(&q); err != nil {
+		return q, BadQuestion("question about a path: %v", err)
+	}
+	if q.Session == "" {
+		return q, BadQuestion("question about a path: session is missing: any text that is not used for another path")
+	}
+	return q, nil
 }
 
 // ExplainEntry is where a packet comes into a node's part.
@@ -46,8 +65,12 @@ type ExplainPart struct {
 	Version string        `json:"version"`
 	Hops    []Hop         `json:"hops"`
 	Packet  ExplainPacket `json:"packet"` // as it leaves, or arrives
+	// Sent is the packet as its sender made it, when the path begins here.
+	Sent *ExplainPacket `json:"sent,omitempty"`
 	// Next is where the packet goes on; nil: it ends here.
 	Next *ExplainNext `json:"next,omitempty"`
+	// Arrived says who has the packet, when it has come to where it was going; nil: nobody. It may have been refused there.
+	Arrived *ExplainArrived `json:"arrived,omitempty"`
 	// Backends are those a service has, with Service in the question.
 	Backends []netip.AddrPort `json:"backends,omitempty"`
 }
@@ -57,6 +80,13 @@ type ExplainNext struct {
 	Node   string       `json:"node,omitempty"` // empty: outside the cluster
 	Entry  ExplainEntry `json:"entry"`
 	Sender netip.Addr   `json:"sender,omitzero"` // the tunnel's
+	MAC    string       `json:"mac,omitempty"`   // whom the frame is addressed to; empty: not known yet
+}
+
+// ExplainArrived is who has a packet. An answer begins there.
+type ExplainArrived struct {
+	Entry ExplainEntry `json:"entry"` // EntryPod or EntryNode
+	Pod   string       `json:"pod,omitempty"`
 }
 
 // Hop is a step of a path.

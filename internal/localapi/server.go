@@ -53,6 +53,8 @@ type Provider struct {
 	PolicyPrograms func(context.Context) ([]ProgramRow, error)
 	// Verdict judges a connection by what is in the kernel. It wraps ErrNotFound when an end is not known, ErrBadQuestion when it cannot be asked so.
 	Verdict func(context.Context, VerdictQuestion) (PolicyVerdict, error)
+	// Explain works out the node's part of a packet's path. It wraps ErrNotFound when the sender is not here, ErrBadQuestion when it cannot be asked so.
+	Explain func(context.Context, ExplainQuestion) (ExplainPart, error)
 	// Check compares API, model and kernel, and repairs when repair is set.
 	Check func(ctx context.Context, repair bool) (Check, error)
 	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
@@ -93,6 +95,7 @@ func Handler(p Provider) http.Handler {
 	}
 	handleTakeover(mux, p)
 	handlePolicy(mux, p)
+	handleExplain(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, failure{fmt.Sprintf("no such path: %s %s", r.Method, r.URL.Path)})
 	})
