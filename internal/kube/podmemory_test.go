@@ -48,10 +48,11 @@ func BenchmarkPodMemory(b *testing.B) {
 
 // deploymentPod is what the pods of a Deployment say beside what tells them apart.
 func deploymentPod() *corev1.Pod {
+	controller := true
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "server-7d4b9c8f6d-", Annotations: map[string]string{"checksum/config": "1f3a9c8e7b6d5f4a3e2d1c0b9a8f7e6d5c4b3a291807f6e5d4c3b2a190817263"},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "server-7d4b9c8f6d", UID: "2e1c3d4f-0000-4000-8000-000000000000"}},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "apps/v1", Kind: "ReplicaSet", Name: "server-7d4b9c8f6d", UID: "2e1c3d4f-0000-4000-8000-000000000000", Controller: &controller}},
 			ManagedFields:   []metav1.ManagedFieldsEntry{{Manager: "kubelet", Operation: "Update", FieldsType: "FieldsV1", FieldsV1: metav1.NewFieldsV1(strings.Repeat("f", 1024))}},
 		},
 		Spec: corev1.PodSpec{
@@ -101,6 +102,7 @@ func tellApart(p *corev1.Pod, i int) {
 	p.Namespace, p.Name, p.ResourceVersion = fmt.Sprintf("team-%03d", i/10%200), fmt.Sprintf("%s-%s-%05x", app, hash, i), fmt.Sprint(1000+i)
 	p.UID = types.UID(fmt.Sprintf("%08x-0000-4000-8000-%012x", i, i))
 	p.Labels = map[string]string{"app.kubernetes.io/name": app, "app.kubernetes.io/part-of": "shop", "pod-template-hash": hash, "tier": "front", "version": "v1"}
+	p.OwnerReferences[0].Name = app + "-" + hash
 	p.Spec.NodeName = fmt.Sprintf("node-%04d", i%5000)
 	p.Status.PodIPs = []corev1.PodIP{{IP: v4.String()}, {IP: v6.String()}}
 }

@@ -8,7 +8,9 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
@@ -24,7 +26,7 @@ func ToPod(o *corev1.Pod) (row state.Pod, ok bool, err error) {
 	}
 	row = state.Pod{
 		Namespace: intern(o.Namespace), Name: o.Name, UID: uidOf(o), Node: intern(o.Spec.NodeName),
-		HostNetwork: o.Spec.HostNetwork, ServiceAccount: intern(o.Spec.ServiceAccountName),
+		HostNetwork: o.Spec.HostNetwork, ServiceAccount: intern(o.Spec.ServiceAccountName), Workload: intern(workloadOf(o)),
 	}
 	if row.Labels, err = toLabels(o.Labels); err != nil {
 		return row, true, err
@@ -59,6 +61,20 @@ func uidOf(o *corev1.Pod) string {
 		return hash
 	}
 	return string(o.UID)
+}
+
+// workloadOf returns kind and name of the controller that has made a pod: of the ReplicaSet of a Deployment, the Deployment. A static pod, whose
+// owner is its node, has none.
+func workloadOf(o *corev1.Pod) string {
+	by := metav1.GetControllerOfNoCopy(o)
+	if by == nil || by.Kind == "Node" {
+		return ""
+	}
+	hash := o.Labels[appsv1.DefaultDeploymentUniqueLabelKey]
+	if name, made := strings.CutSuffix(by.Name, "-"+hash); made && hash != "" && by.Kind == "ReplicaSet" {
+		return "Deployment/" + name
+	}
+	return by.Kind + "/" + by.Name
 }
 
 // podAddresses reads what the kubelet has written, or else what the agent of the pod's node has published at ADD: those are claimed.

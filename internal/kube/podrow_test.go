@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
@@ -63,6 +64,36 @@ status:
 	bad.Labels = map[string]string{"app": "\xff"}
 	if _, _, err := ToPod(bad); err == nil || err.Error() != `metadata.labels: "app": "\xff": want UTF-8` {
 		t.Errorf("labels that are not UTF-8: %v", err)
+	}
+}
+
+func TestWorkloadOfPod(t *testing.T) {
+	yes, no := true, false
+	for _, c := range []struct {
+		kind, name string
+		controller *bool
+		hash, want string
+	}{
+		{"ReplicaSet", "web-7d4b9c8f6d", &yes, "7d4b9c8f6d", "Deployment/web"},
+		{"ReplicaSet", "a-b-7d4b9c8f6d", &yes, "7d4b9c8f6d", "Deployment/a-b"},
+		{"ReplicaSet", "web", &yes, "", "ReplicaSet/web"},
+		{"ReplicaSet", "web-7d4b9c8f6d", &yes, "other", "ReplicaSet/web-7d4b9c8f6d"},
+		{"StatefulSet", "db", &yes, "", "StatefulSet/db"},
+		{"Job", "backup-29384", &yes, "", "Job/backup-29384"},
+		{"Rollout", "web-7d4b9c8f6d", &yes, "7d4b9c8f6d", "Rollout/web-7d4b9c8f6d"},
+		{"Node", "n1", &yes, "", ""}, // static
+		{"ConfigMap", "mine", &no, "", ""},
+		{"ConfigMap", "mine", nil, "", ""},
+	} {
+		p := &corev1.Pod{}
+		p.OwnerReferences = []metav1.OwnerReference{{Kind: "Other", Name: "first"}, {Kind: c.kind, Name: c.name, Controller: c.controller}}
+		if c.hash != "" {
+			p.Labels = map[string]string{"pod-template-hash": c.hash}
+		}
+		row, _, err := ToPod(p)
+		if err != nil || row.Workload != c.want {
+			t.Errorf("%s %s with hash %q: %q, %v; want %q", c.kind, c.name, c.hash, row.Workload, err, c.want)
+		}
 	}
 }
 

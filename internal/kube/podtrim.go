@@ -17,11 +17,12 @@ type wanted map[protowire.Number]wanted
 
 // podFields are what ToPod reads, and what a Reflector needs. Numbers are those of generated.proto of k8s.io/api and k8s.io/apimachinery.
 func podFields() wanted {
+	by := wanted{1: nil, 3: nil, 6: nil}    // kind, name, controller
 	port := wanted{1: nil, 6: nil, 24: nil} // name, ports, restartPolicy
 	return wanted{
-		1: {1: nil, 3: nil, 5: nil, 6: nil, 11: nil, 12: nil}, // name, namespace, uid, resourceVersion, labels, annotations
-		2: {2: port, 8: nil, 10: nil, 11: nil, 20: port},      // containers, serviceAccountName, nodeName, hostNetwork, initContainers
-		3: {1: nil, 12: nil},                                  // phase, podIPs
+		1: {1: nil, 3: nil, 5: nil, 6: nil, 11: nil, 12: nil, 13: by}, // name, namespace, uid, resourceVersion, labels, annotations, ownerReferences
+		2: {2: port, 8: nil, 10: nil, 11: nil, 20: port},              // containers, serviceAccountName, nodeName, hostNetwork, initContainers
+		3: {1: nil, 12: nil},                                          // phase, podIPs
 	}
 }
 

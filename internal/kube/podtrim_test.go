@@ -35,7 +35,7 @@ func TestTrimmedPodIsTheSameRow(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	p := deploymentPod()
 	p.Namespace, p.Name, p.UID, p.ResourceVersion = "a", "p", "u", "7"
-	p.Labels = map[string]string{"app": "web", "tier": "front"}
+	p.Labels = map[string]string{"app": "web", "tier": "front", "pod-template-hash": "7d4b9c8f6d"}
 	p.Annotations[auditAnnotation], p.Annotations[AddressesAnnotation] = "true", "10.1.0.7"
 	p.Spec.NodeName, p.Spec.HostNetwork, p.Spec.ServiceAccountName = "n1", true, "robot"
 	p.Spec.InitContainers = []corev1.Container{
@@ -65,7 +65,10 @@ func TestTrimmedPodIsTheSameRow(t *testing.T) {
 		if got.Name != p.Name || got.Namespace != p.Namespace || got.ResourceVersion != p.ResourceVersion || got.Annotations["checksum/config"] != p.Annotations["checksum/config"] {
 			t.Errorf("%s: metadata %+v", name, got.ObjectMeta)
 		}
-		if len(got.ManagedFields)+len(got.OwnerReferences)+len(got.Status.Conditions)+len(got.Spec.Tolerations) > 0 {
+		if ok && p.Name != "" && row.Workload != "Deployment/server" {
+			t.Errorf("%s: made by %q", name, row.Workload)
+		}
+		if len(got.ManagedFields)+len(got.Status.Conditions)+len(got.Spec.Tolerations) > 0 {
 			t.Errorf("%s: nothing is left out of %+v", name, got)
 		}
 	}

@@ -26,6 +26,7 @@ type Pod struct {
 	ServiceAccount string
 	Labels         policy.Labels
 	Ports          []policy.NamedPort // of all containers, those with a name
+	Workload       string             // kind/name of what made it: "Deployment/web"; empty: a person did, or a kubelet
 }
 
 // Key returns namespace/name.
@@ -121,7 +122,7 @@ func NewPrograms() *table.Table[Program] {
 // Equal reports whether two pods say the same.
 func (p Pod) Equal(o Pod) bool {
 	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.Node == o.Node && p.HostNetwork == o.HostNetwork &&
-		p.Claimed == o.Claimed && p.ServiceAccount == o.ServiceAccount && p.Audit == o.Audit &&
+		p.Claimed == o.Claimed && p.ServiceAccount == o.ServiceAccount && p.Audit == o.Audit && p.Workload == o.Workload &&
 		slices.Equal(p.Addresses, o.Addresses) && slices.Equal(p.Labels, o.Labels) && slices.Equal(p.Ports, o.Ports)
 }
 
