@@ -79,7 +79,7 @@ func TestMemoryOfRefusedPolicies(t *testing.T) {
 		"gone from a list":      func() error { return s.Replace(nil, "") },
 		"gone without an agent": func() error { agentOf(t, file); return nil },
 	} {
-		st, s = agentOf(t, file, np("u", 5, "web"))
+		_, s = agentOf(t, file, np("u", 5, "web"))
 		if err := s.Add(np("u", 6, "no good")); err != nil {
 			t.Fatal(err)
 		}
