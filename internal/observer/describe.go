@@ -69,10 +69,10 @@ func (s *Server) describe(out *flowpb.Flow, p *part) {
 	case p.kind == typeVerdict:
 		_, rule := ruleOf(p.Flow, p.way())
 		if rule != nil {
-			put(FieldRule, rule.String())
+			put(FieldRule, ruleText(rule))
 		}
 		if p.verdict == flowpb.Verdict_AUDIT && p.AuditedRule != nil {
-			put(FieldAudited, p.AuditedRule.String())
+			put(FieldAudited, ruleText(p.AuditedRule))
 		}
 		text := decision(p, rule)
 		if p.verdict == flowpb.Verdict_DROPPED {
@@ -103,11 +103,23 @@ func listOf(texts []string) *structpb.Value {
 	return structpb.NewListValue(list)
 }
 
+// textOf leaves out a port that there is none of.
 func textOf(a netip.AddrPort) string {
-	if !a.IsValid() {
+	switch {
+	case !a.IsValid():
 		return ""
+	case a.Port() == 0:
+		return a.Addr().String()
 	}
 	return a.String()
+}
+
+// ruleText names a rule; one that stands in no object by what it is.
+func ruleText(r *policy.RuleRef) string {
+	if r.Kind == policy.Builtin {
+		return r.Name
+	}
+	return r.String()
 }
 
 // wireText is what Hubble says of the packet: "TCP Flags: SYN".
@@ -156,10 +168,10 @@ func decision(p *part, rule *policy.RuleRef) string {
 	case rule.Name == policy.DefaultAllow:
 		text = "no policy isolates it"
 	default:
-		text = "allowed: " + rule.String()
+		text = "allowed: " + ruleText(rule)
 	}
 	if p.verdict == flowpb.Verdict_AUDIT && p.AuditedRule != nil {
-		text += "; audited: " + p.AuditedRule.String() + " would deny it"
+		text += "; audited: " + ruleText(p.AuditedRule) + " would deny it"
 	}
 	return text
 }
@@ -185,7 +197,7 @@ func (s *Server) denial(p *part, rule *policy.RuleRef) (text string, misses []st
 	case rule.Kind == policy.Builtin && rule.Name == policy.ModeAlwaysOn:
 		text = "no policy allowed it, and the mode is always"
 	case rule.Kind == policy.Builtin || rule.Path != "":
-		return "denied by " + rule.String(), nil
+		return "denied by " + ruleText(rule), nil
 	default:
 		text = "no rule of " + rule.Ref.String() + " allowed it"
 	}
@@ -197,7 +209,7 @@ func (s *Server) denial(p *part, rule *policy.RuleRef) (text string, misses []st
 		return text, nil
 	}
 	if e.Allow {
-		return text + "; now it is allowed: " + e.Rule.String(), nil
+		return text + "; now it is allowed: " + ruleText(&e.Rule), nil
 	}
 	var isolating []string
 	for _, s := range e.Policies {

@@ -21,7 +21,7 @@ var began = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
 // The ends of the flows below.
 var (
 	web = flow.End{Kind: policy.PodPeer, Identity: 0xabcd00001234, Node: "n1", Local: true, Pod: &state.Pod{
-		Namespace: "shop", Name: "web-1", Node: "n1", ServiceAccount: "web",
+		Namespace: "shop", Name: "web-1", Node: "n1", ServiceAccount: "web", Workload: "Deployment/web",
 		Labels: policy.NewLabels(map[string]string{"app": "web", "app.kubernetes.io/part-of": "shop"})}}
 	db = flow.End{Kind: policy.PodPeer, Identity: 0xabcd00005678, Node: "n1", Local: true, Pod: &state.Pod{
 		Namespace: "shop", Name: "db-0", Node: "n1", Labels: policy.NewLabels(map[string]string{"app": "db"})}}

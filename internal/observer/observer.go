@@ -6,7 +6,6 @@ import (
 	"context"
 	"time"
 
-	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	peerpb "github.com/cilium/cilium/api/v1/peer"
 	"golang.org/x/sync/errgroup"
@@ -95,9 +94,4 @@ func (s *Server) nodeLabels() []string {
 		out = append(out, l.Key+"="+l.Value)
 	}
 	return out
-}
-
-// workloadOf is what made the pod: its Deployment, StatefulSet, ...
-func workloadOf(e *flow.End) *flowpb.Workload {
-	return nil
 }

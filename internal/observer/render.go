@@ -106,6 +106,15 @@ func (s *Server) endpoint(e *flow.End) *flowpb.Endpoint {
 	return out
 }
 
+// workloadOf is what made the pod; nil: a person did, or nobody knows.
+func workloadOf(e *flow.End) *flowpb.Workload {
+	if e.Pod == nil || e.Pod.Workload == "" {
+		return nil
+	}
+	kind, name, _ := strings.Cut(e.Pod.Workload, "/")
+	return &flowpb.Workload{Kind: kind, Name: name}
+}
+
 // clusterOf is the cluster an end belongs to.
 func clusterOf(e *flow.End, cluster string) string {
 	switch e.Kind {
