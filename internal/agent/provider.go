@@ -211,8 +211,8 @@ func (a *agent) mapList() ([]localapi.Map, error) {
 	return out, nil
 }
 
-func (a *agent) dumpMap(_ context.Context, name string, limit int) (localapi.MapDump, error) {
-	d, err := a.maps.Dump(name, limit)
+func (a *agent) dumpMap(_ context.Context, name string, limit int, match ...string) (localapi.MapDump, error) {
+	d, err := a.maps.Dump(name, limit, match...)
 	if errors.Is(err, maps.ErrUnknownMap) {
 		err = fmt.Errorf("%w: %w", localapi.ErrNotFound, err)
 	}

@@ -26,13 +26,13 @@ func (a *app) bpfCmd() *cobra.Command {
 		Args:  exactArgs(),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return a.bpfList(cmd.Context()) },
 	})
-	limit := 0
+	limit, match := 0, []string(nil)
 	dump := &cobra.Command{
 		Use:     "dump MAP",
 		Short:   "Print the entries of a map",
-		Example: "  strait bpf dump strait_ipcache\n  strait bpf dump strait_ct --limit 100",
+		Example: "  strait bpf dump strait_ipcache\n  strait bpf dump strait_ct --limit 100\n  strait bpf dump strait_nat --match 10.244.1.7",
 		Args:    exactArgs("MAP"),
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.bpfDump(cmd.Context(), args[0], limit) },
+		RunE:    func(cmd *cobra.Command, args []string) error { return a.bpfDump(cmd.Context(), args[0], limit, match) },
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
@@ -41,6 +41,7 @@ func (a *app) bpfCmd() *cobra.Command {
 		},
 	}
 	dump.Flags().IntVar(&limit, "limit", 0, "print at most so many entries per node, 0 for all")
+	dump.Flags().StringSliceVar(&match, "match", nil, "only entries with this address (with any port), or with a column of just this text")
 	cmd.AddCommand(dump)
 	return cmd
 }
@@ -77,20 +78,20 @@ func localObjects(ctx context.Context, c *localapi.Client) (objects, error) {
 	return objects{s.Programs, s.Maps}, err
 }
 
-func (a *app) bpfDump(ctx context.Context, name string, limit int) error {
+func (a *app) bpfDump(ctx context.Context, name string, limit int, match []string) error {
 	if limit < 0 {
 		return usage("--limit %d: want a number of entries, 0 or more", limit)
 	}
 	all, err := ask(ctx, a, question[localapi.MapDump]{
-		args: []string{"bpf", "dump", name, fmt.Sprintf("--limit=%d", limit)},
+		args: append([]string{"bpf", "dump", name, fmt.Sprintf("--limit=%d", limit)}, flagsOf("match", match)...),
 		local: func(ctx context.Context, c *localapi.Client) (localapi.MapDump, error) {
-			dump, err := c.DumpMap(ctx, name, limit)
+			dump, err := c.DumpMap(ctx, name, limit, match...)
 			if errors.Is(err, localapi.ErrNotFound) {
 				err = unknownMap(ctx, c, name, err)
 			}
 			return dump, err
 		},
-		kernel: func() (localapi.MapDump, error) { return kernelDump(name, limit) },
+		kernel: func() (localapi.MapDump, error) { return kernelDump(name, limit, match...) },
 	})
 	if err != nil {
 		return err
@@ -145,4 +146,13 @@ func unknownMap(ctx context.Context, c *localapi.Client, name string, why error)
 	}
 	slices.Sort(exist)
 	return unknown("map", name, "", exist)
+}
+
+// flagsOf writes a flag that may be given several times.
+func flagsOf(name string, values []string) []string {
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = "--" + name + "=" + v
+	}
+	return out
 }

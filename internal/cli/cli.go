@@ -121,7 +121,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
 	f.StringVar(&a.context, "context", "", "context of the kubeconfig")
 	f.StringVar(&a.namespace, "agent-namespace", "kube-system", "namespace of the strait-agent pods")
 	f.DurationVar(&a.timeout, "timeout", 10*time.Second, "longest wait for one node")
-	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.policyCmd(), a.checkCmd(), a.bpfCmd(), a.ipamCmd(), a.takeoverCmd(), a.dnsCmd(), a.bundleCmd(), a.versionCmd(), completionCmd())
+	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.policyCmd(), a.checkCmd(), a.bpfCmd(), a.ipamCmd(), a.takeoverCmd(), a.dnsCmd(), a.conntrackCmd(), a.bundleCmd(), a.versionCmd(), completionCmd())
 	root.AddCommand(a.connectivityCmd(), a.observeCmd())
 	root.AddCommand(a.echoCmds()...)
 	root.AddCommand(a.explainPartCmd())

@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -53,7 +55,10 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 				Addresses: []netip.Prefix{prefix(fmt.Sprintf("10.0.0.%d/24", i))}}}, nil
 		},
 		Maps: func(context.Context) ([]localapi.Map, error) { return exampleStatus(i).Maps, nil },
-		DumpMap: func(_ context.Context, m string, limit int) (localapi.MapDump, error) {
+		DumpMap: func(_ context.Context, m string, limit int, match ...string) (localapi.MapDump, error) {
+			if m == "strait_ct" {
+				return exampleConnections(match), nil
+			}
 			d := localapi.MapDump{Name: m, Columns: []string{"PREFIX", "FLAGS", "NODE"}, Rows: [][]string{
 				{"10.0.0.1/32", "host", ""}, {"10.244.2.0/24", "pod tunnel", "10.0.0.2"}, {"10.244.3.0/24", "pod tunnel", "10.0.0.3"}}}
 			if m != "strait_ipcache" {
@@ -242,4 +247,19 @@ func (term terminal) run(args ...string) (stdout, stderr string, code int) {
 		Now: func() time.Time { return now }, Width: term.width, Color: term.color}
 	code = cli.Run(context.Background(), env, args)
 	return out.String(), errs.String(), code
+}
+
+// exampleConnections are those with a port of one of the addresses, as the agent chooses them.
+func exampleConnections(match []string) localapi.MapDump {
+	all := [][]string{
+		{"TCP", "10.244.1.5:41234", "10.244.2.7:5432", "established", "12", "1800", "10", "9000", "4m0s", "2s", "", "", "10.96.0.12:5432", ""},
+		{"UDP", "10.0.0.1:5353", "10.244.2.9:53", "unanswered", "1", "64", "0", "0", "3s", "3s", "", "", "", ""},
+	}
+	d := localapi.MapDump{Name: "strait_ct", Columns: strings.Fields("PROTOCOL BEGINNER OTHER STATE PACKETS BYTES REPLY-PACKETS REPLY-BYTES AGE SILENT NAT BACKEND FRONT FLAGS")}
+	for _, row := range all {
+		if len(match) == 0 || slices.ContainsFunc(match, func(m string) bool { return strings.HasPrefix(row[1], m+":") || strings.HasPrefix(row[2], m+":") }) {
+			d.Rows = append(d.Rows, row)
+		}
+	}
+	return d
 }

@@ -59,13 +59,13 @@ func kernelObjects() (o objects, err error) {
 }
 
 // kernelDump reads a map from the kernel.
-func kernelDump(name string, limit int) (localapi.MapDump, error) {
+func kernelDump(name string, limit int, match ...string) (localapi.MapDump, error) {
 	m, err := maps.OpenPinned(pinTree())
 	if err != nil {
 		return localapi.MapDump{}, err
 	}
 	defer m.Close()
-	d, err := m.Dump(name, limit)
+	d, err := m.Dump(name, limit, match...)
 	if errors.Is(err, maps.ErrUnknownMap) {
 		err = fmt.Errorf("%w: %w", localapi.ErrNotFound, err)
 	}

@@ -23,7 +23,9 @@ func pinned() bool { return false }
 
 func kernelObjects() (objects, error) { return objects{}, errNoNode }
 
-func kernelDump(string, int) (localapi.MapDump, error) { return localapi.MapDump{}, errNoNode }
+func kernelDump(string, int, ...string) (localapi.MapDump, error) {
+	return localapi.MapDump{}, errNoNode
+}
 
 func proxyProcesses() ([]localapi.ProxyTrace, error) { return nil, nil }
 

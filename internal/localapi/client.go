@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 )
 
@@ -70,12 +71,12 @@ func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 // Maps returns the kernel's maps.
 func (c *Client) Maps(ctx context.Context) ([]Map, error) { return fetch[[]Map](ctx, c, "/v1/maps") }
 
-// DumpMap returns the content of a map, at most limit rows unless limit is 0.
-func (c *Client) DumpMap(ctx context.Context, name string, limit int) (MapDump, error) {
+// DumpMap returns the content of a map as Provider.DumpMap says, at most limit rows unless limit is 0.
+func (c *Client) DumpMap(ctx context.Context, name string, limit int, match ...string) (MapDump, error) {
 	if !isPath(name) {
 		return MapDump{}, fmt.Errorf("map %q: %w", name, ErrNotFound)
 	}
-	return fetch[MapDump](ctx, c, "/v1/maps/"+name+"?limit="+strconv.Itoa(limit))
+	return fetch[MapDump](ctx, c, "/v1/maps/"+name+"?"+url.Values{"limit": {strconv.Itoa(limit)}, "match": match}.Encode())
 }
 
 // CheckIPAM compares address records with live sandboxes, and repairs when fix is set.

@@ -52,7 +52,7 @@ func TestAnswersTravelUnchanged(t *testing.T) {
 	limitSeen, fixSeen := -1, false
 	c := serve(t, localapi.Provider{
 		Status: func(context.Context) (localapi.Status, error) { return want, nil },
-		DumpMap: func(_ context.Context, name string, limit int) (localapi.MapDump, error) {
+		DumpMap: func(_ context.Context, name string, limit int, _ ...string) (localapi.MapDump, error) {
 			limitSeen = limit
 			if name != "strait_ct" {
 				return localapi.MapDump{}, fmt.Errorf("map %q: %w", name, localapi.ErrNotFound)
@@ -125,7 +125,9 @@ func TestAgentErrorIsTold(t *testing.T) {
 
 func TestRequestsThatAreRefused(t *testing.T) {
 	h := localapi.Handler(localapi.Provider{
-		DumpMap: func(context.Context, string, int) (localapi.MapDump, error) { return localapi.MapDump{}, nil },
+		DumpMap: func(context.Context, string, int, ...string) (localapi.MapDump, error) {
+			return localapi.MapDump{}, nil
+		},
 	})
 	for _, tc := range []struct {
 		method, path string

@@ -36,8 +36,9 @@ type Provider struct {
 	Routes  func(context.Context) ([]Route, error)
 	Devices func(context.Context) ([]Device, error)
 	Maps    func(context.Context) ([]Map, error)
-	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all.
-	DumpMap func(ctx context.Context, name string, limit int) (MapDump, error)
+	// DumpMap wraps ErrNotFound when name is no map. limit is the largest number of rows, 0 for all. With match only rows with one of these
+	// words, or with a port of one of these addresses.
+	DumpMap func(ctx context.Context, name string, limit int, match ...string) (MapDump, error)
 	// Takeover says who serves Services; TakeOver makes the node do it in place of kube-proxy, and UndoTakeover is the way back.
 	Takeover     func(context.Context) (Takeover, error)
 	TakeOver     func(context.Context) (Takeover, error)
@@ -88,7 +89,7 @@ func Handler(p Provider) http.Handler {
 				return nil, BadQuestion("limit %q: want a number of rows, 0 or more", text)
 			}
 		}
-		return p.DumpMap(r.Context(), r.PathValue("name"), limit)
+		return p.DumpMap(r.Context(), r.PathValue("name"), limit, r.URL.Query()["match"]...)
 	})
 	for method, fix := range map[string]bool{http.MethodGet: false, http.MethodPost: true} {
 		handle(mux, method+" /v1/ipam/check", p.CheckIPAM != nil, func(r *http.Request) (any, error) { return p.CheckIPAM(r.Context(), fix) })

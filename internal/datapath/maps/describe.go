@@ -182,7 +182,7 @@ func (m *Maps) List() ([]Description, error) {
 
 // Dump returns the content of a map; limit 0 is all of it. The name may be given without "strait_". An unknown name is an error
 // that matches ErrUnknownMap and names the known ones.
-func (m *Maps) Dump(name string, limit int) (Dump, error) {
+func (m *Maps) Dump(name string, limit int, match ...string) (Dump, error) {
 	var known []string
 	for _, d := range descriptions() {
 		if d.name != name && d.name != "strait_"+name {
@@ -200,7 +200,11 @@ func (m *Maps) Dump(name string, limit int) (Dump, error) {
 		case d.rows == nil:
 			return Dump{}, fmt.Errorf("%s cannot be read as a whole: %s", d.name, d.sealed)
 		default:
-			err = d.rows(k, func(r []string) { out.Rows = append(out.Rows, r) })
+			err = d.rows(k, func(r []string) {
+				if matches(r, match) {
+					out.Rows = append(out.Rows, r)
+				}
+			})
 			slices.SortFunc(out.Rows, compareRows)
 		}
 		if err != nil {
@@ -213,6 +217,17 @@ func (m *Maps) Dump(name string, limit int) (Dump, error) {
 		return out, nil
 	}
 	return Dump{}, fmt.Errorf("%w: %q, want one of %s", ErrUnknownMap, name, strings.Join(known, ", "))
+}
+
+// matches reports whether a cell is one of the words, or an address with a port whose address is one.
+func matches(row, words []string) bool {
+	return len(words) == 0 || slices.ContainsFunc(row, func(cell string) bool {
+		if slices.Contains(words, cell) {
+			return true
+		}
+		end, err := netip.ParseAddrPort(cell)
+		return err == nil && slices.Contains(words, end.Addr().String())
+	})
 }
 
 func (m *Maps) counterRows(out *Dump) error {

@@ -341,6 +341,11 @@ func TestListAndDump(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	for word, prefix := range map[string]string{"192.168.0.2": "10.244.2.0/24", "fd00:2::/64": "fd00:2::/64", "3": "10.244.10.0/24"} {
+		if d, err := m.Dump("ipcache", 0, word); err != nil || len(d.Rows) != 1 || d.Rows[0][0] != prefix {
+			t.Errorf("entries with %q: %v, %v, want that of %s", word, d.Rows, err, prefix)
+		}
+	}
 	list, err := m.List()
 	if err != nil {
 		t.Fatal(err)
@@ -405,5 +410,17 @@ func BenchmarkPurge(b *testing.B) {
 		if err := m.Purge(gone); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestMatches(t *testing.T) {
+	row := []string{"TCP", "10.244.0.7:1234", "[fd00::1]:80", "10.244.0.70", ""}
+	for word, want := range map[string]bool{"10.244.0.7": true, "10.244.0.7:1234": true, "fd00::1": true, "10.244.0.70": true, "TCP": true, "10.244.0": false, "1234": false, "80": false} {
+		if got := matches(row, []string{"nobody", word}); got != want {
+			t.Errorf("%q: %v, want %v", word, got, want)
+		}
+	}
+	if !matches(row, nil) {
+		t.Error("without words every row will do")
 	}
 }
