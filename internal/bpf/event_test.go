@@ -599,7 +599,7 @@ func TestEventsOff(t *testing.T) {
 	}
 }
 
-// BenchmarkFirst gives the time in the kernel of a packet that begins a connection, is denied, or is lost, with and without records.
+// BenchmarkFirst gives the time in the kernel of a packet that begins a connection or is denied, with and without records, one at a time.
 func BenchmarkFirst(b *testing.B) {
 	f := families()[0]
 	for _, events := range []bool{false, true} {
@@ -607,19 +607,32 @@ func BenchmarkFirst(b *testing.B) {
 			r.set(s, DatapathVarCfgServices, ServicesOn)
 			r.set(s, DatapathVarCfgEvents, events)
 			s.Maps[DatapathMapStraitCt].MaxEntries = 1 << 18
+			s.Maps[DatapathMapStraitMuted].MaxEntries = 1 << 18
 		})
 		r.guard(f, out(policyA, foe))
 		r.check(r.objs.StraitEndpoint.Put(AddrFrom(f.podA), Endpoint{Ifindex: 1, Policy: policyA})) // such runs come in by the loopback device
-		for name, to := range map[string]netip.Addr{"new": f.podB, "denied": f.world} {
-			b.Run(fmt.Sprintf("%s, events %v", name, events), func(b *testing.B) {
-				reader, err := ringbuf.NewReader(r.objs.StraitEvents)
-				r.check(err)
-				defer reader.Close()
+		reader, err := ringbuf.NewReader(r.objs.StraitEvents)
+		r.check(err)
+		b.Cleanup(func() { reader.Close() })
+		for _, tc := range []struct {
+			name string
+			to   netip.Addr
+			port func(i int) uint16
+			act  uint32
+		}{
+			{"known", f.podB, func(int) uint16 { return 1 }, actRedirect},
+			{"new", f.podB, func(i int) uint16 { return uint16(2 + i) }, actRedirect},
+			{"denied, told", f.world, func(i int) uint16 { return uint16(2 + i) }, actShot},
+			{"denied, held back", f.world, func(int) uint16 { return 1 }, actShot},
+		} {
+			b.Run(fmt.Sprintf("%s, events %v", tc.name, events), func(b *testing.B) {
 				var took []time.Duration
 				for i := 0; b.Loop(); i++ {
-					s := skb{proto: protoTCP, tcp: "S", payload: []byte("hello there")}.from(at(f.podA, uint16(i))).to(at(to, uint16(1+i>>16)))
-					_, d, err := r.objs.StraitFromPod.Benchmark(s.bytes(b), 1, nil)
-					r.check(err)
+					s := skb{proto: protoTCP, tcp: "S", payload: []byte("hello there")}.from(at(f.podA, 40000+uint16(i>>16))).to(at(tc.to, tc.port(i)))
+					act, d, err := r.objs.StraitFromPod.Benchmark(s.bytes(b), 1, nil)
+					if err != nil || act != tc.act {
+						b.Fatalf("verdict %d, want %d: %v", int32(act), int32(tc.act), err)
+					}
 					took = append(took, d)
 					if i%1000 == 999 {
 						reader.SetDeadline(time.Unix(1, 0))

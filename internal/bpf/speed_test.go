@@ -14,7 +14,7 @@ func BenchmarkEstablished(b *testing.B) {
 	const batch, loopback = 200, 1
 	zero := make(net.HardwareAddr, 6)
 	for _, f := range families() {
-		r := newServiceRig(b, NetworkIsland)
+		r := newEventRig(b, NetworkIsland)
 		r.check(r.objs.StraitEndpoint.Put(AddrFrom(f.podA), Endpoint{Ifindex: loopback}))
 		counted := r.ruled(f)
 		tcp := skb{src: f.podA, dst: f.podB, proto: protoTCP, sport: 40000, dport: 80, tcp: "A", ttl: 255}

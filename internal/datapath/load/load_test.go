@@ -23,7 +23,7 @@ func good() Config {
 	return Config{
 		Network: config.Island, VXLANIndex: 7, PodMTU: 1450, MasqueradeLo: 10000, MasqueradeHi: 29999,
 		LocalLo: 32768, LocalHi: 60999, SocketLB: true, TCX: true,
-		Services: config.ServicesOn, NetnsCookie: 1, NodePortLo: 30000, NodePortHi: 32767, MaglevSize: 16381,
+		Events: true, Services: config.ServicesOn, NetnsCookie: 1, NodePortLo: 30000, NodePortHi: 32767, MaglevSize: 16381,
 	}
 }
 
