@@ -255,6 +255,7 @@ func (c *cluster) load(network Network, vx int) *rig {
 	r.set(spec, DatapathVarCfgMasqPortMin, uint16(portMin))
 	r.set(spec, DatapathVarCfgMasqPortMax, uint16(portMax))
 	r.set(spec, DatapathVarCfgServices, ServicesOn)
+	r.set(spec, DatapathVarCfgEvents, true)
 	c.check(spec.LoadAndAssign(&r.objs, nil))
 	c.t.Cleanup(func() { r.objs.Close() })
 	return r

@@ -155,6 +155,24 @@ func (w *xdpWay) passed(what string, in []byte) {
 	}
 }
 
+// TestXDPEvents: a connection that ends in XDP is told of there, with what was counted there.
+func TestXDPEvents(t *testing.T) {
+	r := newXDPRig(t, func(s *ebpf.CollectionSpec, r *rig) { r.set(s, DatapathVarCfgEvents, true) })
+	for _, f := range families() {
+		r.each(f.name, func(r *rig) {
+			w := r.xdpWay(f, protoTCP, f.nativePod, 0)
+			w.ask.payload = []byte("hello there")
+			w.first()
+			size, reset := uint64(len(w.ask.bytes(t))-14), w.answer().flag("RA")
+			new := begun(HookFromNet, w.client, w.backend).front(w.frontend).nat(w.us)
+			r.tells("first packet, in tc", new)
+			w.sent("next", w.ask.flag("A"), w.ask.flag("A").from(w.us).to(w.backend), verdict.ToBackend)
+			w.sent("reset", reset, reset.from(w.frontend).to(w.client), verdict.ToClient)
+			r.tells("reset, in XDP", new.ended(HookXDP, EventAnswer, 0x14, [2]uint64{2, 1}, [2]uint64{2 * size, size - 9}))
+		})
+	}
+}
+
 // TestXDPElsewhere: both ways of known connections, byte by byte, in XDP.
 func TestXDPElsewhere(t *testing.T) {
 	for _, f := range families() {
