@@ -211,7 +211,8 @@ __noinline int nat_connection(struct __sk_buff *skb, const struct packet *p, str
 		ct = ct_begin(&key, dir, &said);
 	if (!ct)
 		return REASON_CT_INSERT;
-	news = ct_count(ct, p, dir);
+	/* Counted where its service was found: then the mapping is looked at each time. */
+	news = p->flags & PACKET_COUNTED ? CT_LATER : ct_count(ct, p, dir);
 	/* Who has begun a connection from outside knows the pod by its own address. */
 	if (dir != !!(ct->flags & CT_HI_BEGAN) && !(ct->flags & CT_NAT)) {
 		to->addr = p->src;

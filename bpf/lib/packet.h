@@ -32,7 +32,7 @@ enum packet_flags {
 	PACKET_HOPOPTS = 1 << 8,
 	PACKET_DSR = 1 << 9,	  /* of a packet to be: it carries its frontend */
 	PACKET_SELF = 1 << 10,	  /* of a packet to be: to the pod it comes from, whatever its source says */
-	PACKET_COUNTED = 1 << 11, /* rules of policies have counted it */
+	PACKET_COUNTED = 1 << 11, /* rules of policies and its connection have counted it */
 };
 
 struct packet {

@@ -33,7 +33,7 @@ static __noinline int world_leave(struct __sk_buff *skb, const struct packet *p,
 		return drop(skb, p, REASON_ISOLATED);
 	if (fib_lookup(skb, p, &hop, &ifindex))
 		dev = bpf_map_lookup_elem(&strait_device, &ifindex);
-	if (cfg_network == NETWORK_FLAT || !dev) {
+	if ((cfg_network == NETWORK_FLAT || !dev) && !(p->flags & PACKET_COUNTED)) {
 		why = policy_follow(skb, p);
 		if (why)
 			return drop(skb, p, why);

@@ -87,6 +87,9 @@ func TestPolicyServiceOutside(t *testing.T) {
 			if counted[60] != 2 {
 				r.t.Errorf("rules counted %v, want 2 of rule 60", counted)
 			}
+			if e := r.connection(client, backend, protoTCP); e.Packets[0]+e.Packets[1] != 2 {
+				r.t.Errorf("connection counted %v packets, want 2", e.Packets)
+			}
 		})
 	}
 }
