@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +42,8 @@ type apiServer struct {
 	pods    []corev1.Pod
 	nodes   []string
 	noNodes bool // listing nodes is forbidden
+	// stopped ends, by pod, commands that would go on until the client has gone.
+	stopped map[string]chan struct{}
 }
 
 // kubeconfig starts the server and returns the file that leads to it.
@@ -110,6 +113,10 @@ func (s *apiServer) exec(t *testing.T, w http.ResponseWriter, r *http.Request) {
 	command := r.URL.Query()["command"]
 	if command[0] != "strait" || r.URL.Query().Get("container") != "agent" {
 		t.Errorf("exec of %v in container %q", command, r.URL.Query().Get("container"))
+	}
+	if slices.Contains(command, "--follow") {
+		follow(conn, s.stopped[r.PathValue("pod")], append(command[1:], "--socket", socket))
+		return
 	}
 	stdout, stderr, code := terminal{}.run(append(command[1:], "--socket", socket)...)
 	send := func(channel byte, text string) {

@@ -57,8 +57,8 @@ func (a *app) observeCmd() *cobra.Command {
 node it asks the agent of the node, anywhere else those of all nodes, in order of time.
 
 Without flags it shows the last 20 flows; --last, --first, --all, --since and --until choose others, and --follow waits for more. Filters of
-different kinds have to match together, several values of one kind are alternatives, and --not turns the next filter around. They are those of
-Hubble's client. A service is found by its own address and port as well as by those of its backends.
+different kinds have to match together, several values of one kind are alternatives, and --not turns the next filter around: what it matches is
+not shown. They are those of Hubble's client. A service is found by its own address and port as well as by those of its backends.
 
 Each denial says which rule denies, or which policies have no rule that allows it and which of their rules almost did. What stood for several
 packets says for how many: an agent is told once per second of what is repeated.

@@ -150,7 +150,7 @@ type reception struct {
 	q      *observerpb.GetFlowsRequest
 
 	kept   []*observerpb.GetFlowsResponse // of the last N, those that may be among them
-	shown  uint64
+	shown  uint64                         // flows, or those in kept
 	failed []answer[struct{}]
 }
 
@@ -238,8 +238,10 @@ func (r *reception) pass(show *flowPrinter) error {
 			r.shown++
 		}
 		if number > 0 && !r.q.First && !r.follow && r.q.Since == nil {
-			if r.kept = append(r.kept, answer); uint64(len(r.kept)) > number {
-				r.kept = r.kept[1:]
+			for r.kept = append(r.kept, answer); r.shown > number; r.kept = r.kept[1:] {
+				if r.kept[0].GetFlow() != nil {
+					r.shown--
+				}
 			}
 			continue
 		}

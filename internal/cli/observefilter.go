@@ -15,10 +15,12 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// flowFilters collects filters in the order of the command line: --not is about the flag after it.
+// flowFilters collects filters in the order of the command line: --not is about the flag after it. What any denied flag matches is not shown.
 type flowFilters struct {
-	allow, deny filterPair
-	negate      bool
+	allow  filterPair
+	deny   []*filterPair
+	names  []string // of the flags in deny
+	negate bool
 }
 
 // filterPair becomes two filters of which one has to match: "--pod x" is from it or to it.
@@ -64,13 +66,22 @@ func (v filterValue) Set(text string) error {
 	}
 	p := &v.all.allow
 	if v.all.negate {
-		p, v.all.negate = &v.all.deny, false
+		p, v.all.negate = v.all.denied(v.flag.name), false
 	}
 	if p.from == nil {
 		p.from, p.to = &flowpb.FlowFilter{}, &flowpb.FlowFilter{}
 	}
 	p.touched = true
 	return v.flag.set(p, text)
+}
+
+// denied are the filters of a flag that has been turned around.
+func (all *flowFilters) denied(name string) *filterPair {
+	if i := slices.Index(all.names, name); i >= 0 {
+		return all.deny[i]
+	}
+	all.names, all.deny = append(all.names, name), append(all.deny, &filterPair{})
+	return all.deny[len(all.deny)-1]
 }
 
 // both sets a field of both filters, either one that is about the sender in the first and one about the receiver in the second.
@@ -303,8 +314,14 @@ func (all *flowFilters) lists() (allow, deny []*flowpb.FlowFilter, err error) {
 	if allow, err = all.allow.filters(); err != nil {
 		return nil, nil, err
 	}
-	deny, err = all.deny.filters()
-	return allow, deny, err
+	for _, p := range all.deny {
+		more, err := p.filters()
+		if err != nil {
+			return nil, nil, err
+		}
+		deny = append(deny, more...)
+	}
+	return allow, deny, nil
 }
 
 func (p *filterPair) filters() ([]*flowpb.FlowFilter, error) {

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/strait-net/strait/internal/observer"
+	"github.com/strait-net/strait/internal/policy"
 )
 
 // flowFormat is how flows are printed; it is the value of the flag --output of observe.
@@ -228,7 +229,7 @@ func (l *flowLine) judge(f *flowpb.Flow, x extra) {
 	if f.GetEventType().GetType() == verdictEvent {
 		direction = strings.ToLower(f.GetTrafficDirection().String()) + " "
 	}
-	rule := cmp.Or(strings.TrimPrefix(x.text(observer.FieldRule), "Builtin "), policyNames(f))
+	rule := cmp.Or(x.text(observer.FieldRule), policyNames(f))
 	switch f.GetVerdict() {
 	case flowpb.Verdict_DROPPED, flowpb.Verdict_ERROR:
 		l.verdict, l.style, l.joint = "DROPPED", red, ": "
@@ -245,10 +246,10 @@ func (l *flowLine) judge(f *flowpb.Flow, x extra) {
 	case flowpb.Verdict_FORWARDED, flowpb.Verdict_REDIRECTED:
 		l.verdict, l.style = f.GetVerdict().String(), green
 		if direction != "" {
-			l.verdict, l.because = "ALLOWED", rule
+			l.verdict, l.because, l.joint = "ALLOWED", rule, " by "
 		}
-		if rule != "" {
-			l.joint = " by "
+		if rule == policy.DefaultAllow {
+			l.because, l.joint = "no policy isolates it", ": "
 		}
 	default:
 		l.verdict = f.GetVerdict().String()

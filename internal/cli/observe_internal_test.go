@@ -1,0 +1,190 @@
+package cli
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+	observerpb "github.com/cilium/cilium/api/v1/observer"
+	relaypb "github.com/cilium/cilium/api/v1/relay"
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// TestFilterFlags: what flags are to Hubble.
+func TestFilterFlags(t *testing.T) {
+	for _, tc := range []struct{ line, allow, deny string }{
+		{"", ``, ``},
+		{"--pod web", `{"source_pod":["web"]} {"destination_pod":["web"]}`, ``},
+		{"--from-pod a/b --from-pod c --to-port 80", `{"source_pod":["a/b","c"],"destination_port":["80"]}`, ``},
+		{"--pod a --label x=y", `{"source_pod":["a"],"source_label":["x=y"]} {"destination_pod":["a"],"destination_label":["x=y"]}`, ``},
+		{"-n shop", `{"source_pod":["shop/"]} {"destination_pod":["shop/"]}`, ``},
+		{"-n shop -n till --pod web", `{"source_pod":["shop/web","till/web"]} {"destination_pod":["shop/web","till/web"]}`, ``},
+		{"-n shop --service db", `{"source_service":["shop/db"]} {"destination_service":["shop/db"]}`, ``},
+		{"--from-namespace a --to-namespace b --to-service c", `{"source_pod":["a/"],"destination_service":["b/c"]}`, ``},
+		{"--verdict dropped --verdict AUDIT", `{"verdict":["DROPPED","AUDIT"]}`, ``},
+		{"--not --to-port 53 --not --to-port 54 --not --protocol icmp", ``, `{"destination_port":["53","54"]} {"protocol":["icmp"]}`},
+		{"--ip 10.0.0.1 --not --ip 10.0.0.2 -4", `{"source_ip":["10.0.0.1"],"ip_version":["IPv4"]} {"destination_ip":["10.0.0.1"],"ip_version":["IPv4"]}`, `{"source_ip":["10.0.0.2"]} {"destination_ip":["10.0.0.2"]}`},
+		{"--type trace:to-endpoint -t drop:133", `{"event_type":[{"type":4,"match_sub_type":true},{"type":1,"match_sub_type":true,"sub_type":133}]}`, ``},
+		{"--tcp-flags syn,ACK --reply", `{"reply":[true],"tcp_flags":[{"SYN":true,"ACK":true}]}`, ``},
+		{"--workload Deployment/web", `{"source_workload":[{"name":"web","kind":"Deployment"}]} {"destination_workload":[{"name":"web","kind":"Deployment"}]}`, ``},
+		{"--to-identity world --from-identity 4660", `{"source_identity":[4660],"destination_identity":[2]}`, ``},
+		{"--drop-reason-desc policy_denied --traffic-direction Ingress", `{"traffic_direction":["INGRESS"],"drop_reason_desc":["POLICY_DENIED"]}`, ``},
+		{`--allowlist {"uuid":["x"]} --node-name n*`, `{"uuid":["x"]} {"node_name":["n*"]}`, ``},
+		{`--not --allowlist {"uuid":["x"]}`, ``, `{"uuid":["x"]}`},
+	} {
+		var all flowFilters
+		cmd := &cobra.Command{}
+		all.addTo(&app{}, cmd)
+		if err := cmd.ParseFlags(strings.Fields(tc.line)); err != nil {
+			t.Errorf("%s: %v", tc.line, err)
+			continue
+		}
+		allow, deny, err := all.lists()
+		if got := jsonOf(t, allow); err != nil || got != tc.allow {
+			t.Errorf("%s: allow %s, %v; want %s", tc.line, got, err, tc.allow)
+		}
+		if got := jsonOf(t, deny); got != tc.deny {
+			t.Errorf("%s: deny %s, want %s", tc.line, got, tc.deny)
+		}
+	}
+}
+
+func jsonOf(t *testing.T, list []*flowpb.FlowFilter) string {
+	t.Helper()
+	var out []string
+	for _, f := range list {
+		text, err := json.Marshal(f) // compacts
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, string(text))
+	}
+	return strings.Join(out, " ")
+}
+
+// TestArguments: a node that is asked from outside is asked the same.
+func TestArguments(t *testing.T) {
+	o := &observation{app: &app{Env: Env{Now: time.Now}}, output: flowCompact}
+	q := &observerpb.GetFlowsRequest{
+		Number: 7, Follow: true, Since: timestamppb.New(time.Unix(1000, 5)),
+		Whitelist: []*flowpb.FlowFilter{{SourcePod: []string{"a b"}}, {Verdict: []flowpb.Verdict{2}}}, Blacklist: []*flowpb.FlowFilter{{Reply: []bool{true}}},
+	}
+	args, err := o.arguments(q)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The command at the other end, as far as its flags say what it asks for.
+	far := &observation{app: o.app, output: flowCompact}
+	cmd := &cobra.Command{}
+	cmd.Flags().Uint64Var(&far.last, "last", 0, "")
+	cmd.Flags().BoolVar(&far.follow, "follow", false, "")
+	cmd.Flags().BoolVar(&far.beats, "beats", false, "")
+	cmd.Flags().StringVar(&far.since, "since", "", "")
+	cmd.Flags().VarP(&far.output, "output", "o", "")
+	far.filters.addTo(o.app, cmd)
+	if err := cmd.ParseFlags(args[1:]); err != nil {
+		t.Fatal(err)
+	}
+	got, err := far.request()
+	if err != nil || got.String() != q.String() || !far.beats || far.output != flowJSONPB {
+		t.Errorf("%v asks for %v, %v; want %v", args, got, err, q)
+	}
+}
+
+func said1(seconds int) *observerpb.GetFlowsResponse {
+	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.Unix(int64(seconds), 0)), ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: &flowpb.Flow{}}}
+}
+
+func beat1(seconds int) *observerpb.GetFlowsResponse {
+	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.Unix(int64(seconds), 0)), ResponseTypes: &observerpb.GetFlowsResponse_NodeStatus{NodeStatus: &relaypb.NodeStatusEvent{}}}
+}
+
+func TestMerge(t *testing.T) {
+	now := time.Unix(100, 0)
+	m := merger{patience: 2 * time.Second, lanes: make([]lane, 3)}
+	want := func(times ...int64) {
+		t.Helper()
+		for _, w := range times {
+			r, _, ok := m.next(now)
+			if !ok || r.Time.Seconds != w {
+				t.Fatalf("next is %v %v, want %d", r.GetTime(), ok, w)
+			}
+		}
+		if r, _, ok := m.next(now); ok {
+			t.Fatalf("next is %v, want to wait", r.Time)
+		}
+	}
+	m.add(0, said1(10), now)
+	m.add(1, said1(9), now)
+	want()
+	m.add(2, beat1(9), now) // tells everything until then
+	want(9)
+	m.add(2, beat1(11), now)
+	m.add(1, beat1(10), now)
+	want(10)
+	m.add(0, said1(12), now)
+	m.lanes[1].done = true
+	want()
+	m.add(2, said1(13), now)
+	want(12)
+	now = now.Add(2 * time.Second) // node 0 has kept it waiting for long enough
+	want(13)
+	if m.lanes[0].done = true; !m.open() {
+		t.Error("node 2 may say more")
+	}
+	if m.lanes[2].done = true; m.open() {
+		t.Error("nobody says more")
+	}
+}
+
+// TestMergeIsInOrder: lanes in order, cut into any pieces, come out in order and complete.
+func TestMergeIsInOrder(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		m := merger{patience: time.Hour, lanes: make([]lane, 1+r.IntN(5))}
+		clock, sent, got := make([]int, len(m.lanes)), 0, 0
+		last := int64(0)
+		now := time.Unix(0, 0)
+		drain := func() {
+			for {
+				x, _, ok := m.next(now)
+				if !ok {
+					return
+				}
+				if x.Time.Seconds < last {
+					t.Fatalf("%d after %d", x.Time.Seconds, last)
+				}
+				last, got = x.Time.Seconds, got+1
+			}
+		}
+		for range 200 {
+			i := r.IntN(len(m.lanes))
+			clock[i] += r.IntN(3)
+			if r.IntN(4) == 0 {
+				m.add(i, beat1(clock[i]), now)
+			} else {
+				m.add(i, said1(clock[i]), now)
+				sent++
+			}
+			drain()
+		}
+		for i := range m.lanes {
+			m.lanes[i].done = true
+		}
+		if drain(); got != sent {
+			t.Fatalf("%d of %d", got, sent)
+		}
+	}
+}
+
+func TestSizeText(t *testing.T) {
+	for n, want := range map[uint64]string{0: "0 B", 999: "999 B", 1000: "1.0 kB", 88_123_456: "88.1 MB", 123_456_789: "123 MB", 1 << 63: "9.2 EB"} {
+		if got := sizeText(n); got != want {
+			t.Errorf("%d is %s, want %s", n, got, want)
+		}
+	}
+}
