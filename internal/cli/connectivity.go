@@ -45,7 +45,8 @@ the agents, so that nothing has to be pulled and nobody outside be asked.
 
 Of what has to work, the answer must come from the right pod, over every address that the name should have; a moment is given to names and services
 that are new. Of what a policy forbids, nothing must come back, and the policy's own counter must have counted it. For a way that fails, what
-policy says about it is printed. Scenarios that cannot be run here are skipped, and say why. strait connectivity list shows them all.
+policy says about it is printed. Scenarios that cannot be run here are skipped, and say why. strait connectivity list shows them all. --timeout
+is the longest wait for the answers of one.
 
 It is run from outside the nodes, with the kubeconfig of somebody who may make namespaces and run programs in pods.
 
@@ -198,19 +199,21 @@ func (a *app) connectivityConfig(ctx context.Context, o connectivityOptions) (co
 
 // outcome is padded: outcomes stand below each other.
 func (a *app) outcome(o connectivity.Outcome) string {
-	looks := map[connectivity.Outcome]style{connectivity.Passed: green, connectivity.Failed: red, connectivity.Skipped: yellow}
-	return a.paint(looks[o], fmt.Sprintf("%-7s", o))
+	return a.paint(lookOf(o), fmt.Sprintf("%-7s", o))
+}
+
+func lookOf(o connectivity.Outcome) style {
+	return map[connectivity.Outcome]style{connectivity.Passed: green, connectivity.Failed: red, connectivity.Skipped: yellow}[o]
 }
 
 func (a *app) connectivityText(r connectivity.Report) string {
 	g := &grid{columns: columns("SCENARIO", "OUTCOME", "TIME#", "+FROM", "+ON", "WHY")}
-	looks := map[connectivity.Outcome]style{connectivity.Passed: green, connectivity.Failed: red, connectivity.Skipped: yellow}
 	for _, s := range r.Results {
 		took := ""
 		if s.Took > 0 {
 			took = s.Took.Round(time.Millisecond).String()
 		}
-		g.add(s.Scenario, cell{text: string(s.Outcome), style: looks[s.Outcome]}, took, s.Client, s.Node, s.Why)
+		g.add(s.Scenario, cell{text: string(s.Outcome), style: lookOf(s.Outcome)}, took, s.Client, s.Node, s.Why)
 	}
 	var b strings.Builder
 	b.WriteString("\n" + a.render(g))
@@ -228,13 +231,10 @@ func (a *app) connectivityText(r connectivity.Report) string {
 }
 
 func (a *app) connectivitySum(r connectivity.Report) string {
-	parts := []string{}
-	for _, of := range []struct {
-		outcome connectivity.Outcome
-		look    style
-	}{{connectivity.Failed, red}, {connectivity.Passed, green}, {connectivity.Skipped, yellow}} {
-		if n := r.Count(of.outcome); n > 0 {
-			parts = append(parts, a.paint(of.look, fmt.Sprintf("%d %s", n, of.outcome)))
+	var parts []string
+	for _, o := range []connectivity.Outcome{connectivity.Failed, connectivity.Passed, connectivity.Skipped} {
+		if n := r.Count(o); n > 0 {
+			parts = append(parts, a.paint(lookOf(o), fmt.Sprintf("%d %s", n, o)))
 		}
 	}
 	where := r.Nodes[0]

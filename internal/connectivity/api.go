@@ -67,13 +67,12 @@ func newAPI(config *rest.Config) (*api, error) {
 	return a, nil
 }
 
-// usable are the nodes that are ready, bear any pod and have a running agent, by name.
-func (a *api) usable(ctx context.Context, agents []string) ([]string, error) {
+// usable are the nodes that are ready, bear any pod and have a running agent, by name, and why others are not.
+func (a *api) usable(ctx context.Context, agents []string) (out, why []string, err error) {
 	var nodes corev1.NodeList
 	if err := a.core.Get().Resource("nodes").Do(ctx).Into(&nodes); err != nil {
-		return nil, a.refused("list nodes", err)
+		return nil, nil, a.refused("list nodes", err)
 	}
-	var out, why []string
 	for _, n := range nodes.Items {
 		switch reason := unusable(n); {
 		case reason != "":
@@ -85,10 +84,10 @@ func (a *api) usable(ctx context.Context, agents []string) ([]string, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("no node can be tested: %s", strings.Join(why, ", "))
+		return nil, nil, fmt.Errorf("no node can be tested: %s", strings.Join(why, ", "))
 	}
 	slices.Sort(out)
-	return out, nil
+	return out, why, nil
 }
 
 func unusable(n corev1.Node) string {

@@ -103,9 +103,12 @@ func Run(ctx context.Context, c Config) (report Report, err error) {
 
 // prepare decides what is put where, without changing anything.
 func (r *runner) prepare(ctx context.Context) error {
-	nodes, err := r.api.usable(ctx, r.Agents)
+	nodes, others, err := r.api.usable(ctx, r.Agents)
 	if err != nil {
 		return err
+	}
+	for _, why := range others {
+		r.Say("not tested: " + why)
 	}
 	if len(r.Nodes) > 0 {
 		for _, n := range r.Nodes {
