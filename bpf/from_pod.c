@@ -59,10 +59,10 @@ static __noinline int from_pod_service(struct __sk_buff *skb, struct packet *p)
 	struct lb_way way = {};
 	int rc = lb_connection(skb, p, &way);
 
+	if (rc > 0) /* first: from the range of a reason the verifier of Linux 6.1 does not see that it is none of the others */
+		return reject(skb, p, rc);
 	if (rc == LB_ANSWER)
 		return from_pod_answer(skb, p, way.client);
-	if (rc > 0)
-		return reject(skb, p, rc);
 	return rc ? rc : from_pod_backend(skb, p, &way);
 }
 
