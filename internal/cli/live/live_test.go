@@ -67,13 +67,13 @@ func TestLifeOfANode(t *testing.T) {
 		}
 	}
 
-	if out, code := strait(t, n, "enter", "test/web", "--", "cat", "/proc/net/fib_trie"); code != 0 || !strings.Contains(out, pod.IPv4.String()) {
+	if out, code := strait(t, n, "enter", "web", "--", "cat", "/proc/net/fib_trie"); code != 0 || !strings.Contains(out, pod.IPv4.String()) {
 		t.Errorf("the pod's addresses seen by entering it = %d\n%s", code, out)
 	}
-	if out, code := strait(t, n, "enter", "test/web", "--", "sh", "-c", "exit 7"); code != 7 {
+	if out, code := strait(t, n, "enter", "web", "--", "sh", "-c", "exit 7"); code != 7 {
 		t.Errorf("code of a program that ends with 7 = %d\n%s", code, out)
 	}
-	if out, code := strait(t, n, "enter", "test/wep", "--", "true"); code != 2 || !strings.Contains(out, `did you mean "test/web"`) {
+	if out, code := strait(t, n, "enter", "wep", "--", "true"); code != 2 || !strings.Contains(out, `did you mean "default/web"`) {
 		t.Errorf("entering a pod there is not = %d\n%s", code, out)
 	}
 
