@@ -31,9 +31,10 @@ func One(spec *ebpf.CollectionSpec, given map[string]*ebpf.Map, c Config, name s
 // constants is what the loader calls the map of a program's constants.
 const constants = ".rodata"
 
-// Constants returns the constants that a loaded program has, as the kernel holds them, and the ids of its other maps. It is nil for a
-// program without any.
-func Constants(p *ebpf.Program) (value []byte, others []ebpf.MapID, err error) {
+// Constants returns the constants that a loaded program has, as the kernel holds them, and its other maps by id, with their names. It is nil
+// for a program without any.
+func Constants(p *ebpf.Program) (value []byte, others map[ebpf.MapID]string, err error) {
+	others = map[ebpf.MapID]string{}
 	info, err := p.Info()
 	if err != nil {
 		return nil, nil, fmt.Errorf("look at program: %w", err)
@@ -51,7 +52,7 @@ func Constants(p *ebpf.Program) (value []byte, others []ebpf.MapID, err error) {
 		case info.Name == constants:
 			value, err = m.LookupBytes(uint32(0))
 		default:
-			others = append(others, id)
+			others[id] = info.Name
 		}
 		_ = m.Close()
 		if err != nil {

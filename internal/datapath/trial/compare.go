@@ -53,7 +53,7 @@ func (b *Bench) Compare(name string, id uint32, c load.Config) (differs string, 
 }
 
 // strange names a map that is not one of the live ones: the program looks things up elsewhere.
-func (b *Bench) strange(used []ebpf.MapID) (string, error) {
+func (b *Bench) strange(used map[ebpf.MapID]string) (string, error) {
 	known := map[ebpf.MapID]bool{}
 	for name, m := range b.live {
 		info, err := m.Info()
@@ -64,10 +64,11 @@ func (b *Bench) strange(used []ebpf.MapID) (string, error) {
 			known[id] = true
 		}
 	}
-	for _, id := range used {
-		if !known[id] {
-			return fmt.Sprintf("it uses map %d, which is not one of those that are pinned", id), nil
+	for id, name := range used {
+		if spec := b.cfg.Spec.Maps[name]; known[id] || spec != nil && spec.Pinning != ebpf.PinByName { // each load has its own
+			continue
 		}
+		return fmt.Sprintf("it uses map %s (id %d), which is not the one that is pinned", name, id), nil
 	}
 	return "", nil
 }

@@ -177,6 +177,39 @@ func TestTrial(t *testing.T) {
 	}
 }
 
+// Services make programs write into rows: turns, loads, the client's choice. All of it is the trial's own.
+func TestServicesWriteNothingLive(t *testing.T) {
+	r := newRig(t)
+	front := netip.MustParseAddrPort("10.96.0.1:80")
+	for i, b := range []netip.Addr{podB, far} {
+		id := uint32(i + 1)
+		r.must(r.maps.PutBackend(id, maps.Backend{AddrPort: netip.AddrPortFrom(b, 8080), Protocol: unix.IPPROTO_TCP, Generation: 1}))
+		r.must(r.maps.PutLoad(id))
+		r.must(r.maps.PutSlot(maps.Slot{Set: 5, Slot: uint32(i)}, maps.Share{Backend: id}))
+	}
+	for _, algorithm := range []bpf.Algorithm{bpf.AlgorithmRR, bpf.AlgorithmLC, bpf.AlgorithmRandom} {
+		r.must(r.maps.PutService(maps.Frontend{AddrPort: front, Protocol: unix.IPPROTO_TCP}, maps.Service{
+			ID: 1, Flags: bpf.ServiceClusterIP | bpf.ServiceAffinity, Affinity: 60, Algorithm: algorithm, Set: 5, Count: 2, OuterSet: 5, OuterCount: 2,
+		}))
+		before := r.dump()
+		session := fmt.Sprint(algorithm)
+		p := tcp(podA, front.Addr(), 4000, front.Port())
+		first := r.try(Run{Session: session, Program: bpf.DatapathProgStraitFromPod, Device: r.pod, Packet: p}, Redirect, verdict.ToBackend)
+		if len(first.Connections) != 2 {
+			t.Errorf("%d connections, want that of the service and that of the backend", len(first.Connections))
+		}
+		for port := range uint16(5) { // the client stays with its backend, in this session
+			p.Source = netip.AddrPortFrom(podA, 4001+port)
+			if next := r.try(Run{Session: session, Program: bpf.DatapathProgStraitFromPod, Device: r.pod, Packet: p}, Redirect, verdict.ToBackend); next.Packet.Target != first.Packet.Target {
+				t.Errorf("connection %d goes to %s, the first to %s", port, next.Packet.Target, first.Packet.Target)
+			}
+		}
+		if after := r.dump(); after != before {
+			t.Errorf("live maps have changed:\n%s\nwere\n%s", after, before)
+		}
+	}
+}
+
 // An answer is one only in the session that has seen the question; a known connection is one when it is asked for.
 func TestSessionsAndEstablished(t *testing.T) {
 	r := newRig(t)
