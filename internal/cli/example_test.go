@@ -90,6 +90,7 @@ func nodeOf(i int, trouble bool) localapi.Provider {
 		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
 			return exampleVerdict(i, q)
 		},
+		Explain: exampleExplain(i),
 		Check: func(_ context.Context, repair bool) (localapi.Check, error) {
 			return exampleCheck(i, repair, trouble), nil
 		},

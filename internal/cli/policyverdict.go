@@ -58,27 +58,9 @@ Exit codes: 0 allowed, 1 denied, 2 not known (a word that is wrong, or a node th
 
 // verdictQuestion reads the two ends.
 func verdictQuestion(src, dst string) (localapi.VerdictQuestion, error) {
-	q := localapi.VerdictQuestion{Source: src, Protocol: protocols["tcp"]}
-	rest := dst
-	if i := strings.LastIndexByte(dst, '/'); i >= 0 {
-		if p, ok := protocols[strings.ToLower(dst[i+1:])]; ok {
-			q.Protocol, rest = p, dst[:i]
-		} else if strings.Contains(dst[:i], ":") {
-			return q, unknown("protocol", dst[i+1:], " of "+strconv.Quote(dst), []string{"tcp", "udp", "sctp", "icmp"})
-		}
-	}
-	q.Destination = rest
-	port := ""
-	if _, err := netip.ParseAddr(strings.Trim(rest, "[]")); err == nil {
-		q.Destination = strings.Trim(rest, "[]")
-	} else if i := strings.LastIndexByte(rest, ':'); i >= 0 {
-		q.Destination, port = strings.Trim(rest[:i], "[]"), rest[i+1:]
-		if port == "" {
-			return q, usage("%q: a port is missing after the colon", dst)
-		}
-	}
-	if q.Source == "" || q.Destination == "" {
-		return q, usage("SRC %q and DST %q: want pods as NAMESPACE/NAME, addresses, world or host", src, dst)
+	q, port, err := readEnds(src, dst)
+	if err != nil {
+		return q, err
 	}
 	for _, end := range []string{q.Source, q.Destination} {
 		if strings.Count(end, "/") > 1 {
@@ -86,6 +68,38 @@ func verdictQuestion(src, dst string) (localapi.VerdictQuestion, error) {
 		}
 	}
 	return q, readPort(&q, dst, port)
+}
+
+// readEnds takes DST:PORT/PROTOCOL apart. The protocol is tcp when none is named.
+func readEnds(src, dst string) (q localapi.VerdictQuestion, port string, err error) {
+	q = localapi.VerdictQuestion{Source: src, Protocol: protocols["tcp"]}
+	rest := dst
+	if i := strings.LastIndexByte(dst, '/'); i >= 0 {
+		if p, ok := protocols[strings.ToLower(dst[i+1:])]; ok {
+			q.Protocol, rest = p, dst[:i]
+		} else if strings.Contains(dst[:i], ":") {
+			return q, "", unknown("protocol", dst[i+1:], " of "+strconv.Quote(dst), []string{"tcp", "udp", "sctp", "icmp"})
+		}
+	}
+	q.Destination, port = splitPort(rest)
+	if port == "" && strings.HasSuffix(rest, ":") && q.Destination != rest {
+		return q, "", usage("%q: a port is missing after the colon", dst)
+	}
+	if q.Source == "" || q.Destination == "" {
+		return q, "", usage("SRC %q and DST %q: want pods as NAMESPACE/NAME, addresses, world or host", src, dst)
+	}
+	return q, port, nil
+}
+
+// splitPort takes END:PORT apart; an address has its colons, and may stand in brackets.
+func splitPort(text string) (end, port string) {
+	if _, err := netip.ParseAddr(strings.Trim(text, "[]")); err == nil {
+		return strings.Trim(text, "[]"), ""
+	}
+	if i := strings.LastIndexByte(text, ':'); i >= 0 {
+		return strings.Trim(text[:i], "[]"), text[i+1:]
+	}
+	return text, ""
 }
 
 // readPort puts a port, the type of an ICMP message, or the name of a port into the question.
