@@ -21,7 +21,7 @@ type Leg struct {
 	Asked localapi.ExplainQuestion `json:"asked"`
 }
 
-// Verdict is what becomes of a packet and of its answer.
+// Verdict is what becomes of a packet and of its answer. A packet that is refused before it comes to who it is for counts as dropped.
 type Verdict string
 
 // The verdicts.
@@ -94,6 +94,9 @@ func answer(q localapi.ExplainQuestion, there way) localapi.ExplainQuestion {
 		a.Entry, a.Pod = to.Entry, to.Pod
 	}
 	a.Packet.Answer, a.Packet.Size = !q.Packet.Answer, q.Packet.Size
+	if q.Packet.Protocol == "TCP" { // both ends keep to the smaller of their segment sizes
+		a.Packet.Size = there.part.Packet.Size
+	}
 	return a
 }
 
@@ -164,7 +167,7 @@ func conclude(q localapi.ExplainQuestion, there way, back *way) Conclusion {
 	where := func(w way) string { return w.hop.Place + " on node " + w.legs[len(w.legs)-1].Node }
 	switch there.stop {
 	case stopDropped:
-		c.Verdict, c.Text = Dropped, fmt.Sprintf("dropped here because %s: %s", reason(there.hop), where(there))
+		c.Verdict, c.Text = Dropped, fmt.Sprintf("%s here because %s: %s", there.hop.Outcome, reason(there.hop), where(there))
 		return c
 	case stopRefused:
 		c.Verdict, c.Text = But, fmt.Sprintf("would be delivered, but %s: %s", reason(there.hop), where(there))
@@ -180,7 +183,7 @@ func conclude(q localapi.ExplainQuestion, there way, back *way) Conclusion {
 	at(*back, true)
 	switch back.stop {
 	case stopDropped, stopRefused:
-		c.Verdict, c.Text = But, fmt.Sprintf("%s, but the answer is dropped because %s: %s", end, reason(back.hop), where(*back))
+		c.Verdict, c.Text = But, fmt.Sprintf("%s, but the answer is %s because %s: %s", end, back.hop.Outcome, reason(back.hop), where(*back))
 		return c
 	case stopUnknown:
 		c.Verdict, c.Text = Unknown, fmt.Sprintf("%s, but whether the answer comes back cannot be told, because %s: %s", end, reason(back.hop), where(*back))

@@ -366,7 +366,7 @@ func (e *evaluation) state() uint32 {
 }
 
 func (e *evaluation) tracked(key expr.CtKey) ([]byte, bool) {
-	if key == expr.CtKeySTATE && !e.packet.Carrier {
+	if key == expr.CtKeySTATE {
 		return native32(e.state()), true
 	}
 	return nil, false
@@ -531,7 +531,7 @@ func (e *evaluation) compat(x *expr.Match) truth {
 		}
 		return is(in(sport, info.SrcPorts) != (info.InvFlags&xt.UdpInvSrcPorts != 0) && in(dport, info.DstPorts) != (info.InvFlags&xt.UdpInvDestPorts != 0))
 	case *xt.ConntrackMtinfo3:
-		if info.MatchFlags != uint16(xt.ConntrackState) || e.packet.Carrier {
+		if info.MatchFlags != uint16(xt.ConntrackState) {
 			return maybe
 		}
 		return is((uint32(info.StateMask)&e.state() != 0) != (info.InvertFlags&uint16(xt.ConntrackState) != 0))

@@ -163,10 +163,8 @@ type Passing struct {
 	In, Out string // names of devices, empty: none
 	InIndex int
 	OutIdx  int
-	// Known says what connection tracking takes the packet for: of a connection that has begun (an answer), or a new one. Carrier: one of the
-	// tunnel's own packets, whose connection may be either.
-	Known   bool
-	Carrier bool
+	// Known says what connection tracking takes the packet for: of a connection that has been answered, or a new one.
+	Known bool
 }
 
 // Finding is what rules do to a packet.

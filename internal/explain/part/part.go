@@ -267,12 +267,21 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 	if p.Frame, err = packet.Frame(); err != nil {
 		return false, err
 	}
-	p.Known = packet.Answer || w.q.Established
+	carrier := packet.Target.Port() == w.loaded.VXLANPort && packet.Source.Port() == carrierPort
+	// The tunnel's packets are never answers: those have another source port.
+	p.Known = !carrier && (packet.Answer || w.q.Established)
 	place := fmt.Sprintf("%s, %s rules", s.name, p.Hook)
 	if len(r.Legacy) > 0 {
 		w.warn(place, "older iptables has tables here, whose rules cannot be read", "legacy iptables tables "+strings.Join(r.Legacy, ", ")+" may interfere")
 	}
 	found := r.Pass(p)
+	if !found.Stopped() && !p.Known && packet.Protocol == unix.IPPROTO_TCP { // a connection is more than its first packet
+		p.Known = true
+		if later := r.Pass(p); later.Stopped() {
+			later.Rule += " (not the first packet, but those that follow)"
+			found = later
+		}
+	}
 	for _, may := range found.May {
 		w.warn(place, "a rule may interfere, depending on what is not known of a packet that is not sent", "may interfere: "+may)
 	}

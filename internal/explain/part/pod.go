@@ -53,6 +53,11 @@ func (w *walk) fromPod() error {
 	if !w.linkUp(w.nodeSpace(), node) {
 		return nil
 	}
+	if size := w.packet.Length(); size > node.MTU+vlanSlack {
+		w.drop(node.Name, fmt.Sprintf("%d bytes are more than the %d of %s, the node's end of the pair", size, node.MTU, node.Name), "",
+			fmt.Sprintf("larger than the MTU %d of %s, and nobody is told", node.MTU, node.Name))
+		return nil
+	}
 	return w.program(bpf.DatapathProgStraitFromPod, node, 0, netip.Addr{})
 }
 
@@ -118,11 +123,8 @@ func (w *walk) podSends(s space, e state.Endpoint) (bool, error) {
 			fmt.Sprintf("the pod has no neighbour entry for %s, and the node answers no ARP there: attach the pod again", hop))
 		return false, nil
 	}
-	size := w.packet.Length()
-	if size > l.MTU {
-		w.warn(s.name, fmt.Sprintf("%d bytes are more than the %d of %s: the pod's stack sends them in pieces, or tells the program", size, l.MTU, l.Name),
-			fmt.Sprintf("larger than the MTU %d of %s", l.MTU, l.Name))
-		w.packet.Size, w.q.Packet.Size = l.MTU, l.MTU
+	if w.packet.Length() > l.MTU {
+		w.splits(s, l)
 	}
 	w.packet.To, w.packet.From = next.MAC, l.MAC
 	w.stranger = !equal(next.MAC, e.HostMAC)
@@ -176,24 +178,37 @@ func (w *walk) intoPod(ep maps.Endpoint) error {
 		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
 		return nil
 	}
+	if w.stranger { // newer kernels make a redirected packet the pod's whatever its frame says: seen on Linux 6.18
+		w.warn(s.name, "the frame was addressed to somebody else", fmt.Sprintf("the sender's neighbour entry %s of its gateway is wrong: older kernels drop the packet here", w.packet.To))
+		w.stranger = false
+	}
 	return w.takes(s, inside.Index)
 }
 
+// loopback is the index of lo in every namespace.
+const loopback = 1
+
 // takes is the way from a device into a namespace's stack, to who listens there. device 0: from its own loopback.
 func (w *walk) takes(s space, device int) error {
-	in := ""
+	in, index := "lo", loopback
 	if device != 0 {
 		l, err := s.LinkAt(device)
 		if err != nil {
 			return err
 		}
-		in = l.Name
+		in, index = l.Name, device
+	} else {
+		for _, hook := range []netfilter.Hook{netfilter.Output, netfilter.Postrouting} {
+			if on, err := w.filter(s, netfilter.Passing{Hook: hook, Out: in, OutIdx: index}, w.packet); err != nil || !on {
+				return err
+			}
+		}
 	}
 	if w.stranger {
 		w.drop(s.name, "the frame is addressed to somebody else", "", fmt.Sprintf("hardware address %s is not that of %s", w.packet.To, s.name))
 		return nil
 	}
-	if on, err := w.filter(s, netfilter.Passing{Hook: netfilter.Prerouting, In: in, InIndex: device}, w.packet); err != nil || !on {
+	if on, err := w.filter(s, netfilter.Passing{Hook: netfilter.Prerouting, In: in, InIndex: index}, w.packet); err != nil || !on {
 		return err
 	}
 	if device != 0 {
@@ -210,7 +225,7 @@ func (w *walk) takes(s space, device int) error {
 			return nil
 		}
 	}
-	if on, err := w.filter(s, netfilter.Passing{Hook: netfilter.Input, In: in, InIndex: device}, w.packet); err != nil || !on {
+	if on, err := w.filter(s, netfilter.Passing{Hook: netfilter.Input, In: in, InIndex: index}, w.packet); err != nil || !on {
 		return err
 	}
 	w.part.Arrived = &localapi.ExplainArrived{Entry: localapi.EntryPod, Pod: s.pod}

@@ -84,7 +84,7 @@ func (w *walk) stackTakes(l netdev.Link) error {
 func (w *walk) forwardingOff(s space, in netdev.Link) (bool, error) {
 	name := "net/ipv4/conf/" + in.Name + "/forwarding"
 	if w.packet.IPv6() {
-		name = "net/ipv6/conf/" + in.Name + "/forwarding"
+		name = "net/ipv6/conf/all/forwarding" // the others are for router advertisements
 	}
 	value, err := s.Sysctl(name)
 	if err != nil || value != "0" {
@@ -133,6 +133,9 @@ func (w *walk) sends(s space, way netdev.Way, from int) error {
 	doing := "sends"
 	if from != 0 {
 		doing = "forwards"
+	}
+	if size := w.packet.Length(); from == 0 && size > out.MTU {
+		w.splits(s, out)
 	}
 	w.on(s.name, fmt.Sprintf("%s %s by %s", doing, w.what(), out.Name), way.Entry, fact("mtu", out.MTU), fact("next hop", hop))
 	hooks := []netfilter.Hook{netfilter.Output, netfilter.Postrouting}
@@ -191,6 +194,16 @@ func (w *walk) toPod(s space, out netdev.Link, hop netip.Addr, from int) error {
 	return w.program(bpf.DatapathProgStraitToPod, out, from, netip.Addr{})
 }
 
+// vlanSlack is how much more than its MTU the end of a pair takes: a VLAN tag (include/linux/netdevice.h, __is_skb_forwardable).
+const vlanSlack = 4
+
+// splits makes the packet as large as a sender's stack lets it be.
+func (w *walk) splits(s space, l netdev.Link) {
+	w.warn(s.name, fmt.Sprintf("%d bytes are more than the %d of %s: the sender's stack sends them in pieces, or tells the program", w.packet.Length(), l.MTU, l.Name),
+		fmt.Sprintf("larger than the MTU %d of %s", l.MTU, l.Name))
+	w.packet.Size, w.q.Packet.Size = l.MTU, l.MTU
+}
+
 // crossPair hands a packet that has left the node's end of a pod's pair to the other end.
 func (w *walk) crossPair(out netdev.Link) error {
 	e, ok := w.podOn(out.Index)
@@ -210,6 +223,10 @@ func (w *walk) crossPair(out netdev.Link) error {
 	}
 	if !inside.Up {
 		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
+		return nil
+	}
+	if size := w.packet.Length(); size > inside.MTU+vlanSlack {
+		w.drop(inside.Name+" of "+s.name, fmt.Sprintf("%d bytes are more than the %d of %s", size, inside.MTU, inside.Name), "", fmt.Sprintf("larger than the MTU %d of %s, and nobody is told", inside.MTU, inside.Name))
 		return nil
 	}
 	w.stranger = !equal(w.packet.To, inside.MAC)

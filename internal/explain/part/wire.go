@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strait-net/strait/internal/bpf"
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/datapath/maps"
 	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/datapath/netfilter"
@@ -60,7 +61,7 @@ func (w *walk) encapsulate(tunnel netdev.Link, row maps.Remote) error {
 		w.warn(tunnel.Name, fmt.Sprintf("%d bytes with the tunnel's headers are more than the %d of %s: they travel in pieces", size, limit, out.Name), fmt.Sprintf("larger than the MTU %d of %s", limit, out.Name))
 	}
 	for _, hook := range []netfilter.Hook{netfilter.Output, netfilter.Postrouting} {
-		if on, err := w.filter(w.nodeSpace(), netfilter.Passing{Hook: hook, Out: out.Name, OutIdx: out.Index, Carrier: true}, outer); err != nil || !on {
+		if on, err := w.filter(w.nodeSpace(), netfilter.Passing{Hook: hook, Out: out.Name, OutIdx: out.Index}, outer); err != nil || !on {
 			return err
 		}
 	}
@@ -102,8 +103,38 @@ func (w *walk) leave(out netdev.Link, hop netip.Addr) error {
 		w.drop(out.Name, fmt.Sprintf("%d bytes are more than the %d of %s", size, out.MTU, out.Name), "", fmt.Sprintf("larger than the MTU %d of %s, and nobody is told", out.MTU, out.Name))
 		return nil
 	}
-	w.part.Next = &localapi.ExplainNext{Node: w.nodeOf(hop), Entry: localapi.EntryNet, MAC: mac}
+	node := w.nodeOf(hop)
+	if node == "" {
+		lost, err := w.stray(out)
+		if err != nil || lost {
+			return err
+		}
+	}
+	w.part.Next = &localapi.ExplainNext{Node: node, Entry: localapi.EntryNet, MAC: mac}
 	return nil
+}
+
+// stray notes a packet that leaves the cluster though it should not: what becomes of it outside is not known here.
+func (w *walk) stray(out netdev.Link) (bool, error) {
+	const inside = bpf.RemotePod | bpf.RemoteNode | bpf.RemoteHost
+	source, target := w.packet.Source.Addr(), w.packet.Target.Addr()
+	row, known, err := w.Maps.Remote(target)
+	if err != nil {
+		return false, err
+	}
+	if known && row.Flags&inside != 0 {
+		w.unknown(out.Name, "leaves the cluster, to which its target belongs", "whether anybody outside brings it to "+w.whose(target)+" is not known here: the route that should lead there is missing")
+		return true, nil
+	}
+	row, known, err = w.Maps.Remote(source)
+	if err != nil {
+		return false, err
+	}
+	if known && row.Flags&bpf.RemotePod != 0 && w.loaded.Network != config.Flat {
+		w.unknown(out.Name, "leaves the cluster with the pod's own address", "whether anybody outside knows the way back to "+source.String()+" is not known here")
+		return true, nil
+	}
+	return false, nil
 }
 
 // transmit is the last step out of a device: carrier and neighbour. The hardware address is empty while nobody knows it.
@@ -218,7 +249,7 @@ func (w *walk) fromTunnel() error {
 	}
 	s := w.nodeSpace()
 	for _, hook := range []netfilter.Hook{netfilter.Prerouting, netfilter.Input} {
-		if on, err := w.filter(s, netfilter.Passing{Hook: hook, In: l.Name, InIndex: l.Index, Carrier: true}, outer); err != nil || !on {
+		if on, err := w.filter(s, netfilter.Passing{Hook: hook, In: l.Name, InIndex: l.Index}, outer); err != nil || !on {
 			return err
 		}
 		if hook == netfilter.Input {
