@@ -10,9 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/strait-net/strait/internal/explain"
 	"github.com/strait-net/strait/internal/localapi"
@@ -285,24 +285,24 @@ func (i *informants) everybody(ctx context.Context) (everybody, error) {
 	return everybody{}, allFailed(failed)
 }
 
+// census asks one agent for all tables at once; of several errors the first table's is told.
 func (i *informants) census(ctx context.Context, t target) (e everybody, err error) {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) {
-		e.pods, err = consult(ctx, i, t, question[[]localapi.PodRow]{args: []string{"get", "pods"},
+	var group sync.WaitGroup
+	var failed [3]error
+	group.Go(func() {
+		e.pods, failed[0] = consult(ctx, i, t, question[[]localapi.PodRow]{args: []string{"get", "pods"},
 			local: func(ctx context.Context, c *localapi.Client) ([]localapi.PodRow, error) { return c.Pods(ctx) }})
-		return err
 	})
-	group.Go(func() (err error) {
-		e.nodes, err = consult(ctx, i, t, question[[]localapi.Node]{args: []string{"get", "nodes"},
+	group.Go(func() {
+		e.nodes, failed[1] = consult(ctx, i, t, question[[]localapi.Node]{args: []string{"get", "nodes"},
 			local: func(ctx context.Context, c *localapi.Client) ([]localapi.Node, error) { return c.Nodes(ctx) }})
-		return err
 	})
-	group.Go(func() (err error) {
-		e.services, err = consult(ctx, i, t, question[[]localapi.Service]{args: []string{"service", "list"},
+	group.Go(func() {
+		e.services, failed[2] = consult(ctx, i, t, question[[]localapi.Service]{args: []string{"service", "list"},
 			local: func(ctx context.Context, c *localapi.Client) ([]localapi.Service, error) { return c.Services(ctx) }})
-		return err
 	})
-	return e, group.Wait()
+	group.Wait()
+	return e, cmp.Or(failed[:]...)
 }
 
 // consult asks one agent: this node's, or the one named.

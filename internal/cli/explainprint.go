@@ -210,27 +210,28 @@ func (s *pathScreen) hop(number int, l explain.Leg, h localapi.Hop) {
 		}
 		s.text(look, text, below, below+"  ")
 	}
-	if todo := s.advice(l, h); todo != "" {
-		s.text(plain, "-> "+todo, below, below+"   ")
+	if why, command := s.advice(l, h); command != "" {
+		s.text(plain, "-> "+why+":", below, below+"   ")
+		s.b.WriteString(below + "   " + command + "\n") // whole, to be copied
 	}
 }
 
-// advice is what to do about a packet that does not go on.
-func (s *pathScreen) advice(l explain.Leg, h localapi.Hop) string {
+// advice is what to type about a packet that does not go on, and what for.
+func (s *pathScreen) advice(l explain.Leg, h localapi.Hop) (why, command string) {
 	if h.Outcome != localapi.HopDropped && h.Outcome != localapi.HopRefused {
-		return ""
+		return "", ""
 	}
 	denied := []verdict.Reason{verdict.PolicyEgress, verdict.PolicyIngress, verdict.PolicyMissing}
 	for _, r := range denied {
 		if strings.HasPrefix(h.Reason, r.Text()) {
-			return "which rules nearly allow it: strait policy verdict " + s.judged()
+			return "which rules nearly allow it", "strait policy verdict " + s.judged()
 		}
 	}
 	to := l.Part.Arrived
 	if h.Outcome == localapi.HopRefused && to != nil && to.Pod != "" && (s.path.Protocol == "TCP" || s.path.Protocol == "UDP") {
-		return fmt.Sprintf("what listens there, on node %s: strait enter %s -- ss -lntu", l.Node, to.Pod)
+		return "what listens there, typed on node " + l.Node, "strait enter " + to.Pod + " -- ss -lntu"
 	}
-	return ""
+	return "", ""
 }
 
 // judged are the ends as policy judges them: the backend in place of its service.
