@@ -147,7 +147,7 @@ static __always_inline void event_entry(struct event *e, const struct ct_entry *
 		e->nat = ct->nat_addr;
 		e->nat_port = ct->nat_port;
 	}
-	if (ct->flags & CT_FRONT) {
+	if (ct->flags & (CT_FRONT | CT_SOCKET)) {
 		event_front(e, &ct->front_addr, ct->front_port);
 		if (addr_is_gateway(&e->src, !addr_is4(&e->src))) /* hairpin: the backend is the client */
 			e->src = e->dst;
@@ -169,8 +169,8 @@ static __always_inline bool event_names(const struct sockaddr_key *k, const stru
 	return k->port == e->dport && k->proto == e->proto && addr_equal(&k->addr, &e->dst);
 }
 
-/* The service by which a pod's socket knows the other end: packets do not show it. */
-static __always_inline void event_socket(struct scratch *s, struct __sk_buff *skb)
+/* The service by which a pod's socket knows the other end. False: there is none that packets do not show. */
+static __always_inline bool event_socket(struct scratch *s, struct __sk_buff *skb)
 {
 	struct event *e = &s->event;
 	struct sockaddr_key *front = NULL;
@@ -178,7 +178,7 @@ static __always_inline void event_socket(struct scratch *s, struct __sk_buff *sk
 	struct sk_peer *peer;
 
 	if (e->hook != HOOK_FROM_POD || e->front_port || e->flags & EVENT_ANSWER || !sk)
-		return;
+		return false;
 	peer = bpf_sk_storage_get(&strait_sk, sk, 0, 0);
 	if (peer && event_names(&peer->backend, e)) {
 		front = &peer->service;
@@ -191,6 +191,7 @@ static __always_inline void event_socket(struct scratch *s, struct __sk_buff *sk
 	}
 	if (front)
 		event_front(e, &front->addr, front->port);
+	return front;
 }
 
 static __always_inline void event_said(struct event *e, const struct ct_policy *said)
@@ -201,8 +202,9 @@ static __always_inline void event_said(struct event *e, const struct ct_policy *
 	e->flags |= said->flags;
 }
 
-/* A connection is entered, or judged again: of ct what is known about its ends, NULL: nothing; of said the rules, NULL: nobody was asked. */
-__noinline int event_tell(struct __sk_buff *skb, const struct packet *p, const struct ct_entry *ct, const struct ct_policy *said,
+/* A connection is entered, or judged again: of ct what is known about its ends, NULL: nothing; of said the rules, NULL: nobody was asked. What
+ * only the socket knows is remembered for the connection's other records. */
+__noinline int event_tell(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct, const struct ct_policy *said,
 			  enum event_kind kind)
 {
 	struct scratch *s;
@@ -216,7 +218,11 @@ __noinline int event_tell(struct __sk_buff *skb, const struct packet *p, const s
 		event_said(&s->event, said);
 	if (ct)
 		event_entry(&s->event, ct);
-	event_socket(s, skb);
+	if (event_socket(s, skb) && ct) {
+		ct->front_addr = s->event.front;
+		ct->front_port = s->event.front_port;
+		__sync_fetch_and_or((__u32 *)&ct->flags, CT_SOCKET);
+	}
 	event_send(&s->event);
 	return 0;
 }
@@ -288,14 +294,14 @@ static __always_inline bool event_real(const struct ct_entry *ct)
 }
 
 /* A TCP packet that resets begins nothing, though it may make an entry. */
-static __always_inline void event_new(struct __sk_buff *skb, const struct packet *p, const struct ct_entry *ct,
+static __always_inline void event_new(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct,
 				      const struct ct_policy *said)
 {
 	if (cfg_events && !(p->tcp_flags & TCP_RST))
 		event_tell(skb, p, ct, said, EVENT_NEW);
 }
 
-static __always_inline void event_judged(struct __sk_buff *skb, const struct packet *p, const struct ct_entry *ct,
+static __always_inline void event_judged(struct __sk_buff *skb, const struct packet *p, struct ct_entry *ct,
 					 const struct ct_policy *said)
 {
 	if (cfg_events)

@@ -221,7 +221,7 @@ static __always_inline void policy_denied(struct __sk_buff *skb, const struct pa
 {
 	if (!begins && ct->policy_rev)
 		ct->policy_rev = 0;
-	event_denied(skb, p, said, &ct->front_addr, ct->flags & CT_FRONT ? ct->front_port : 0);
+	event_denied(skb, p, said, &ct->front_addr, ct->flags & (CT_FRONT | CT_SOCKET) ? ct->front_port : 0);
 }
 
 /* A known connection may go on; by other rules than before that is told. */
@@ -303,7 +303,8 @@ static __noinline int policy_enter(struct __sk_buff *skb, const struct packet *p
 	if (why)
 		return why;
 	if (ct_enter(key, p, dir, &said)) {
-		event_new(skb, p, NULL, &said);
+		ct = cfg_events && p->hook == HOOK_FROM_POD ? bpf_map_lookup_elem(&strait_ct, key) : NULL;
+		event_new(skb, p, ct, &said);
 		return 0;
 	}
 	ct = bpf_map_lookup_elem(&strait_ct, key);

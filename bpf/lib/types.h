@@ -79,6 +79,8 @@ enum ct_flags {
 	CT_DSR = 1 << 8, /* with CT_SERVICE: the backend's node answers the client itself */
 	CT_STACK = 1 << 9,    /* the node's stack translates this connection: packets of the other end go through it */
 	CT_VIRTUAL = 1 << 10, /* with CT_STACK: an end stands for another one in the stack, policy judges where both are known */
+	CT_SOCKET =
+	    1 << 11, /* front_addr/front_port are what the beginner's socket calls the other end: packets do not show it */
 };
 
 struct ct_entry {

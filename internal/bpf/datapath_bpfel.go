@@ -114,6 +114,7 @@ const (
 	DatapathCtFlagsCT_DSR      DatapathCtFlags = 256
 	DatapathCtFlagsCT_STACK    DatapathCtFlags = 512
 	DatapathCtFlagsCT_VIRTUAL  DatapathCtFlags = 1024
+	DatapathCtFlagsCT_SOCKET   DatapathCtFlags = 2048
 )
 
 type DatapathCtKey struct {

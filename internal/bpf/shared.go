@@ -99,6 +99,7 @@ const (
 	CtDSR     = DatapathCtFlagsCT_DSR
 	CtStack   = DatapathCtFlagsCT_STACK
 	CtVirtual = DatapathCtFlagsCT_VIRTUAL
+	CtSocket  = DatapathCtFlagsCT_SOCKET
 )
 
 // Flags of a frontend.

@@ -75,8 +75,7 @@ func (r *rig) socketPrograms() {
 	}
 }
 
-// hears waits for the records of a connection: the first one by a program, the others with what was counted. A connection that has ended has
-// the front by its beginning only.
+// hears waits for the records of a connection: the first one by a program, the others with what was counted.
 func (r *rig) hears(src, dst, front netip.AddrPort, hook Hook, kinds ...EventKind) {
 	r.t.Helper()
 	var heard []record
@@ -94,7 +93,7 @@ func (r *rig) hears(src, dst, front netip.AddrPort, hook Hook, kinds ...EventKin
 		if e.Kind != kinds[i] || e.Src != src || e.Dst != dst {
 			r.t.Errorf("record %d: %+v, want kind %d from %s to %s", i, e, kinds[i], src, dst)
 		}
-		if e.Kind == EventNew && (e.Front != front || e.Hook != hook) {
+		if e.Front != front || (e.Kind == EventNew && e.Hook != hook) {
 			r.t.Errorf("record %d: %+v, want front %s by program %d", i, e, front, hook)
 		}
 		if e.Kind == EventEnd && (e.Packets[0] == 0 || e.Packets[1] == 0 || e.Bytes[0] <= e.Packets[0] || e.Bytes[1] <= e.Packets[1]) {

@@ -291,7 +291,7 @@ func connectionRow(k bpf.CtKey, e bpf.CtEntry) []string {
 	if e.Backend != 0 {
 		back = number(e.Backend)
 	}
-	if e.Flags&bpf.CtFront != 0 {
+	if e.Flags&(bpf.CtFront|bpf.CtSocket) != 0 {
 		front = addrPort(e.FrontAddr, e.FrontPort)
 	}
 	return []string{protocol(k.Proto), beginner, other, connectionState(k.Proto, e.Flags),

@@ -86,7 +86,7 @@ func (m *Maps) tellEnd(k bpf.CtKey, c bpf.CtEntry, back backends, now time.Time)
 			return
 		}
 		e.Front, e.Target = e.Target, netAddrPort(b.Addr, b.Port)
-	case c.Flags&bpf.CtFront != 0:
+	case c.Flags&(bpf.CtFront|bpf.CtSocket) != 0:
 		e.Front = netAddrPort(c.FrontAddr, c.FrontPort)
 		if gateway(e.Source.Addr()) { // hairpin: the backend is the client
 			e.Source = netip.AddrPortFrom(e.Target.Addr(), e.Source.Port())
