@@ -164,7 +164,7 @@ func names(agents []target) []string {
 
 // local returns the client of the agent on this node, or nil when the cluster is to be asked.
 func (a *app) local(ctx context.Context) (*localapi.Client, error) {
-	if a.kubeconfig != "" || a.context != "" {
+	if a.kubeconfig != "" || a.context != "" || a.outside {
 		return nil, nil
 	}
 	socket := a.socket

@@ -85,6 +85,7 @@ type app struct {
 	context    string
 	namespace  string
 	timeout    time.Duration
+	outside    bool // ask the cluster also where the socket of an agent is
 }
 
 // New returns the root command. It reads and writes only through env.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ the agents, so that nothing has to be pulled and nobody outside be asked.
 
 Of what has to work, the answer must come from the right pod, over every address that the name should have; a moment is given to names and services
 that are new. Of what a policy forbids, nothing must come back, and the policy's own counter must have counted it. For a way that fails, what
-policy says about it is printed. Scenarios that cannot be run here are skipped, and say why. strait connectivity list shows them all. --timeout
+policy says about it, its last flows and the hops of its path are printed. Scenarios that cannot be run here are skipped, and say why. strait connectivity list shows them all. --timeout
 is the longest wait for the answers of one.
 
 It is run from outside the nodes, with the kubeconfig of somebody who may make namespaces and run programs in pods.
@@ -184,7 +185,7 @@ func (a *app) connectivityConfig(ctx context.Context, o connectivityOptions) (co
 			return said.Value, said.Err
 		},
 		Diagnose: func(ctx context.Context, p connectivity.Path) []string {
-			return a.diagnose(ctx, cluster, o.namespace, p)
+			return a.diagnose(ctx, o.namespace, p)
 		},
 		Say: a.tell,
 		Done: func(i int, r connectivity.Result) {
@@ -247,31 +248,39 @@ func (a *app) connectivitySum(r connectivity.Report) string {
 }
 
 // diagnose is what a person would ask next about a path that failed, while its pods are there.
-func (a *app) diagnose(ctx context.Context, c *cluster, namespace string, p connectivity.Path) []string {
+func (a *app) diagnose(ctx context.Context, namespace string, p connectivity.Path) []string {
 	ctx, cancel := context.WithTimeout(ctx, 3*a.timeout)
 	defer cancel()
 	source := namespace + "/" + p.Client
-	destination := fmt.Sprintf("%s/%s:%d", namespace, p.Server, p.Port)
+	destination, filter := fmt.Sprintf("%s/%s:%d", namespace, p.Server, p.Port), "--to-pod="+namespace+"/"+p.Server
 	if p.Server == "" {
 		if !p.Address.IsValid() {
-			return nil
+			return nil // the name outside is not known, that has been said
 		}
-		destination = p.Address.String()
+		destination, filter = p.Address.String(), "--to-ip="+p.Address.Addr().String()
 	}
 	if p.Protocol == "UDP" {
 		destination += "/udp"
 	}
-	ends := []string{source, destination}
-	head := "$ strait policy verdict " + strings.Join(ends, " ")
-	q, err := verdictQuestion(source, destination)
-	if err != nil {
-		return []string{head, err.Error()}
-	}
-	v, err := a.verdictOf(ctx, c, ends, q)
-	if err != nil {
-		return []string{head, err.Error()}
-	}
+	var out bytes.Buffer
 	plain := *a
-	plain.Color, plain.Width = false, 0
-	return append([]string{head}, strings.Split(strings.TrimRight(plain.verdictText(v, false, ends), "\n"), "\n")...)
+	plain.Out, plain.Err, plain.Color, plain.Width, plain.output, plain.outside = &out, &out, false, 0, formatTable, true
+	for _, next := range []struct {
+		name string
+		cmd  *cobra.Command
+		args []string
+	}{
+		{"policy verdict", plain.policyVerdictCmd(), []string{source, destination}},
+		{"observe", plain.observeCmd(), []string{"--from-pod=" + source, filter, "--last=5"}},
+		{"explain", plain.explainCmd(), []string{source, destination}},
+	} {
+		fmt.Fprintf(&out, "\n$ strait %s %s\n", next.name, strings.Join(next.args, " "))
+		next.cmd.SilenceErrors, next.cmd.SilenceUsage = true, true
+		next.cmd.SetArgs(next.args)
+		var exit *exitError
+		if err := next.cmd.ExecuteContext(ctx); err != nil && !(errors.As(err, &exit) && exit.err == nil) { // one without an error has said it
+			fmt.Fprintln(&out, err)
+		}
+	}
+	return strings.Split(strings.TrimSpace(out.String()), "\n")
 }

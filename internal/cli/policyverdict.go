@@ -151,12 +151,18 @@ func (a *app) policyVerdict(ctx context.Context, args []string, q localapi.Verdi
 
 // askVerdict asks the agent of this node, or from outside one agent and then those of the nodes that judge. one: nobody else could be asked.
 func (a *app) askVerdict(ctx context.Context, args []string, q localapi.VerdictQuestion) (v localapi.PolicyVerdict, one bool, err error) {
+	asked := question[localapi.PolicyVerdict]{
+		args: append([]string{"policy", "verdict"}, args...),
+		local: func(ctx context.Context, c *localapi.Client) (localapi.PolicyVerdict, error) {
+			return c.Verdict(ctx, q)
+		},
+	}
 	client, err := a.local(ctx)
 	if err != nil {
 		return v, true, err
 	}
 	if client != nil || a.node != "" {
-		all, err := ask(ctx, a, verdictAsked(args, q))
+		all, err := ask(ctx, a, asked)
 		if err != nil {
 			return v, true, err
 		}
@@ -166,39 +172,23 @@ func (a *app) askVerdict(ctx context.Context, args []string, q localapi.VerdictQ
 	if err != nil {
 		return v, false, err
 	}
-	v, err = a.verdictOf(ctx, cluster, args, q)
-	return v, false, err
-}
-
-// verdictOf asks one agent of a cluster, and then those of the nodes that judge.
-func (a *app) verdictOf(ctx context.Context, cluster *cluster, args []string, q localapi.VerdictQuestion) (v localapi.PolicyVerdict, err error) {
-	asked := verdictAsked(args, q)
 	agents, err := cluster.agents(ctx, a.timeout)
 	if err != nil {
-		return v, unreachable(err)
+		return v, false, unreachable(err)
 	}
 	var failed []answer[localapi.PolicyVerdict]
 	for _, t := range agents {
 		first := askNode(ctx, a, cluster, t, asked)
 		if errors.As(first.Err, new(*exitError)) {
-			return v, first.Err
+			return v, false, first.Err
 		}
 		if first.Err != nil {
 			failed = append(failed, first)
 			continue
 		}
-		return a.askElsewhere(ctx, cluster, agents, asked, first.Value), nil
+		return a.askElsewhere(ctx, cluster, agents, asked, first.Value), false, nil
 	}
-	return v, allFailed(failed)
-}
-
-func verdictAsked(args []string, q localapi.VerdictQuestion) question[localapi.PolicyVerdict] {
-	return question[localapi.PolicyVerdict]{
-		args: append([]string{"policy", "verdict"}, args...),
-		local: func(ctx context.Context, c *localapi.Client) (localapi.PolicyVerdict, error) {
-			return c.Verdict(ctx, q)
-		},
-	}
+	return v, false, allFailed(failed)
 }
 
 // askElsewhere completes an answer by what the other nodes judge.
