@@ -71,7 +71,7 @@ func TestJudge(t *testing.T) {
 			s.Maps = []localapi.Map{
 				{Name: "full", Type: "Hash", Entries: 1000, Max: 1000}, {Name: "nearly", Type: "LPMTrie", Entries: 950, Max: 1000},
 				{Name: "lru", Type: "LRUHash", Entries: 1000, Max: 1000}, {Name: "array", Type: "PerCPUArray", Entries: 5, Max: 5},
-				{Name: "uncounted", Type: "Hash", Entries: localapi.Uncounted, Max: 5}, {Name: "unbounded", Type: "SkStorage"},
+				{Name: "uncounted", Type: "Hash", Entries: localapi.Uncounted, Max: 5}, {Name: "strait_muted", Type: "Hash", Entries: 5, Max: 5}, {Name: "unbounded", Type: "SkStorage"},
 			}
 		}, state: localapi.Degraded, want: []string{"error map full: full: 1000 of 1000 entries", "warning map nearly: nearly full: 950 of 1000 entries"}},
 		{name: "no devices", change: func(s *localapi.Status) { s.Routing.Devices, s.Masquerade.Devices = nil, nil }, state: localapi.Degraded,

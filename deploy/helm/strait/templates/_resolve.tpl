@@ -12,7 +12,7 @@ with every problem found, in the form of the agent's own messages: field, value,
 
 {{- define "strait.resolve" -}}
 {{- $r := dict "values" .Values "config" dict "claims" dict "problems" list -}}
-{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "policy" "log" "rest" -}}
+{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "policy" "flows" "log" "rest" -}}
 {{- include (print "strait.resolve." .) $r -}}
 {{- end -}}
 {{- with $r.problems -}}
@@ -223,6 +223,11 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- define "strait.resolve.policy" -}}
 {{- include "strait.word" (list . "enforcement" "policyEnforcementMode" .values.policyEnforcementMode (dict "default" "default" "always" "always" "never" "never")) -}}
 {{- $_ := set .config "policy" (dict "enforcement" (get .claims "enforcement" | default (dict "meaning" "default")).meaning "audit" .values.policyAuditMode) -}}
+{{- end -}}
+
+{{- define "strait.resolve.flows" -}}
+{{- $h := .values.hubble -}}
+{{- $_ := set .config "flows" (dict "enabled" $h.enabled "keep" (int $h.eventBufferCapacity) "ring" (int $h.eventRingSize) "listen" "" "tlsDir" "") -}}
 {{- end -}}
 
 {{- define "strait.resolve.log" -}}
