@@ -72,7 +72,9 @@ func some(is ...func(*flowpb.Flow) bool) func([]*flowpb.Flow) bool {
 func TestObserve(t *testing.T) {
 	d := newDatabase(t, testkit.Options{})
 	d.c.ApplyText("policy", onlyApp)
-	holds(t, "with policy", path{d.app.Namespace, d.store, storePort, true}, path{d.other.Namespace, d.store, storePort, false})
+	for _, when := range []string{"with policy", "once more"} { // the first time some may have passed before it was in force
+		holds(t, when, path{d.app.Namespace, d.store, storePort, true}, path{d.other.Namespace, d.store, storePort, false})
+	}
 	receiver, sender := d.c.Nodes[0], d.c.Nodes[1]
 	verdict := func(want flowpb.Verdict) func(*flowpb.Flow) bool {
 		return func(f *flowpb.Flow) bool { return f.Verdict == want }
