@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -165,6 +166,29 @@ func TestExplainWithASilentNode(t *testing.T) {
 	stdout, stderr, code := terminal{width: 80}.run("explain", "shop/web-1", "shop/db-0:5432", "--timeout", "2s", "--kubeconfig", s.kubeconfig(t))
 	if code != cli.ExitUsage || !strings.Contains(stdout, "NOT KNOWN: no answer from strait-agent-n2 in 2s") || !strings.Contains(stdout, "Cannot be told") {
 		t.Errorf("= %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+func TestExplainCompletion(t *testing.T) {
+	for _, tc := range []struct {
+		typed []string
+		want  []string
+		not   string
+	}{
+		{[]string{""}, []string{"n1", "host", "world", "shop/web-1", "shop/db-0"}, "svc/"}, // a service sends nothing
+		{[]string{"shop/web-1", ""}, []string{"n3", "shop/db-0", "svc/default/web", "svc/kube-system/kube-dns"}, "svc/default/cache"},
+		{[]string{"shop/web-1", "shop/db-0", ""}, nil, "shop"},
+	} {
+		stdout, _, _ := terminal{}.run(append([]string{"__complete", "explain", "--socket", agent(t, nodeOf(2, false))}, tc.typed...)...)
+		words := strings.Fields(stdout)
+		for _, want := range tc.want {
+			if !slices.Contains(words, want) {
+				t.Errorf("explain %q<TAB> does not offer %s: %v", tc.typed, want, words)
+			}
+		}
+		if strings.Contains(stdout, tc.not) {
+			t.Errorf("explain %q<TAB> offers %s: %v", tc.typed, tc.not, words)
+		}
 	}
 }
 

@@ -91,7 +91,9 @@ func (a *app) explain(ctx context.Context, args []string, f explainFlags) error 
 		return err
 	}
 	asked.Session = "explain-" + strconv.FormatInt(a.Now().UnixNano(), 36)
+	before := []explain.Leg{}
 	if from.client != nil && node != all.self {
+		before = append(before, explain.Leg{Node: node, Error: elsewhere("it begins", node, args).Error(), Asked: asked})
 		if node, err = all.join(args, node, out, f, &asked); err != nil {
 			return err
 		}
@@ -99,12 +101,25 @@ func (a *app) explain(ctx context.Context, args []string, f explainFlags) error 
 	if out.Path, err = from.follow(ctx, args, node, asked); err != nil {
 		return err
 	}
+	out.prepend(before)
 	for _, l := range out.There {
 		if l.Part != nil && len(l.Part.Backends) > 0 {
 			out.Backends = l.Part.Backends
 		}
 	}
 	return a.showPath(out, f)
+}
+
+// prepend puts legs before those of a path, which nobody was asked for.
+func (e *explained) prepend(legs []explain.Leg) {
+	e.There = append(legs, e.There...)
+	if c := &e.Conclusion; !c.Back {
+		c.Leg += len(legs)
+	}
+	if len(legs) > 0 && e.Conclusion.Verdict == explain.Delivered {
+		e.Conclusion.Verdict = explain.Unknown
+		e.Conclusion.Text = "cannot be told, because node " + legs[0].Node + ", where it begins, is not asked"
+	}
 }
 
 func (a *app) showPath(out explained, f explainFlags) error {
@@ -347,6 +362,11 @@ func otherVersion(err error) bool {
 		strings.Contains(text, "no such path") || strings.Contains(text, `unknown verb "`+explainPartVerb+`"`) || strings.Contains(text, "unknown field")
 }
 
+// elsewhere says where to ask for what another node knows.
+func elsewhere(what, node string, args []string) error {
+	return fmt.Errorf("%s on node %s: ask from outside the cluster, or there: strait explain %s", what, node, strings.Join(args, " "))
+}
+
 func (i *informants) part(ctx context.Context, args []string, node string, q localapi.ExplainQuestion) (localapi.ExplainPart, error) {
 	text, err := json.Marshal(q)
 	if err != nil {
@@ -355,7 +375,7 @@ func (i *informants) part(ctx context.Context, args []string, node string, q loc
 	asked := explainPart(q, string(text))
 	if i.client != nil {
 		if node != i.self {
-			return localapi.ExplainPart{}, fmt.Errorf("the rest is known on node %s: ask from outside the cluster, or there: strait explain %s", node, strings.Join(args, " "))
+			return localapi.ExplainPart{}, elsewhere("the rest is known", node, args)
 		}
 		return consult(ctx, i, target{}, asked)
 	}

@@ -194,12 +194,29 @@ func (d *drawing) beyond(last explain.Leg, answered bool) {
 	case leaves(last):
 		d.wire(localapi.ExplainQuestion{Entry: localapi.EntryNet}, answered)
 		top := d.y
-		d.end(0, d.width-1, "outside", last.Part.Packet.Target.String(), false)
+		d.end(0, d.width-1, "outside", d.target(last), false)
 		d.join(top, answered, false)
 	case !arrives(last) && to.Node != "" && to.Node != last.Node:
 		d.y++
-		d.end(0, d.width-1, "node "+to.Node, label(to)+": not reached", true)
+		d.end(0, d.width-1, "node "+to.Node, label(to)+d.missed(), true)
 	}
+}
+
+// target is whom a packet is for at the end of a leg.
+func (d *drawing) target(l explain.Leg) string {
+	to := l.Part.Packet.Target
+	if l.Part.Packet.Protocol == "ICMP" { // whose identifier is no port
+		return to.Addr().String()
+	}
+	return to.String()
+}
+
+// missed says of an end that the packet does not get to it, or that nobody could tell.
+func (d *drawing) missed() string {
+	if d.out.Conclusion.Verdict == explain.Unknown {
+		return ": not known whether it is reached"
+	}
+	return ": not reached"
 }
 
 // arrives reports whether a leg ends with who the packet is for.
@@ -277,9 +294,9 @@ func (d *drawing) node(nodes []drawn, i int) {
 	if last {
 		to, reached := label(d.out.Destination), arrives(*n.down)
 		if reached && n.down.Part.Arrived.Pod != "" {
-			to = "pod " + n.down.Part.Arrived.Pod + "  " + n.down.Part.Packet.Target.String()
+			to = "pod " + n.down.Part.Arrived.Pod + "  " + d.target(*n.down)
 		} else if reached {
-			to = "processes of the node  " + n.down.Part.Packet.Target.String()
+			to = "processes of the node  " + d.target(*n.down)
 		}
 		at := d.y
 		switch {
@@ -287,7 +304,7 @@ func (d *drawing) node(nodes []drawn, i int) {
 			d.end(inside, right, "", to, false)
 			d.join(at, n.up != nil, false)
 		case d.out.Destination.Node == n.node && !leaves(*n.down):
-			d.end(inside, right, "", to+": not reached", true)
+			d.end(inside, right, "", to+d.missed(), true)
 		}
 	}
 	d.box(0, top, d.width-1, d.y, "node "+n.node, false)

@@ -198,8 +198,8 @@ func (s *pathScreen) hop(number int, l explain.Leg, h localapi.Hop) {
 	if h.Entry != "" {
 		s.text(faint, "= "+h.Entry, below, below+"  ")
 	}
-	if s.verbose {
-		for _, f := range h.Facts {
+	for _, f := range h.Facts {
+		if s.verbose || s.decided(l, h, f) {
 			s.text(faint, f.Name+": "+f.Value, below+"- ", below+"  ")
 		}
 	}
@@ -214,6 +214,12 @@ func (s *pathScreen) hop(number int, l explain.Leg, h localapi.Hop) {
 		s.text(plain, "-> "+why+":", below, below+"   ")
 		s.b.WriteString(below + "   " + command + "\n") // whole, to be copied
 	}
+}
+
+// decided reports whether a fact is the rule by which a new connection goes on, which stands nowhere else.
+func (s *pathScreen) decided(l explain.Leg, h localapi.Hop, f localapi.Fact) bool {
+	const everybody = "Builtin default allow" // no policy isolates the pod
+	return strings.HasPrefix(f.Name, "policy") && !l.Asked.Packet.Answer && h.Outcome == localapi.HopOn && !strings.HasSuffix(f.Value, everybody)
 }
 
 // advice is what to type about a packet that does not go on, and what for.
