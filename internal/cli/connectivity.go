@@ -259,8 +259,12 @@ func (a *app) diagnose(ctx context.Context, namespace string, p connectivity.Pat
 		}
 		destination, filter = p.Address.String(), "--to-ip="+p.Address.Addr().String()
 	}
+	asked := destination
+	if p.Address.IsValid() {
+		asked = p.Address.String() // the service's or the node's, as it was asked
+	}
 	if p.Protocol == "UDP" {
-		destination += "/udp"
+		destination, asked = destination+"/udp", asked+"/udp"
 	}
 	var out bytes.Buffer
 	plain := *a
@@ -272,7 +276,7 @@ func (a *app) diagnose(ctx context.Context, namespace string, p connectivity.Pat
 	}{
 		{"policy verdict", plain.policyVerdictCmd(), []string{source, destination}},
 		{"observe", plain.observeCmd(), []string{"--from-pod=" + source, filter, "--last=5"}},
-		{"explain", plain.explainCmd(), []string{source, destination}},
+		{"explain", plain.explainCmd(), []string{source, asked}},
 	} {
 		fmt.Fprintf(&out, "\n$ strait %s %s\n", next.name, strings.Join(next.args, " "))
 		next.cmd.SilenceErrors, next.cmd.SilenceUsage = true, true

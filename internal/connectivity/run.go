@@ -208,22 +208,23 @@ func (r *runner) scenario(ctx context.Context, s Scenario) Result {
 }
 
 // expectAnswers asks until all answers are as they have to be: names and services need a moment to be known everywhere.
-func (r *runner) expectAnswers(ctx context.Context, s Scenario, targets []target, result *Result) *Path {
+func (r *runner) expectAnswers(ctx context.Context, s Scenario, targets []target, result *Result) (path *Path) {
 	ctx, cancel := context.WithTimeout(ctx, r.Timeout)
 	defer cancel()
 	for {
 		result.Attempts++
 		answers, err := r.ask(ctx, s, targets, min(oneAsk, r.Timeout))
-		why, path := "", (*Path)(nil)
+		why, where := "", (*Path)(nil)
 		if err != nil {
 			why = err.Error()
 		} else {
-			why, path = r.judge(s, targets, answers)
+			why, where = r.judge(s, targets, answers)
 		}
 		if ctx.Err() == nil || result.Why == "" { // an answer that was cut short says less than the one before
-			result.Why = why
+			result.Why, path = why, where
 		}
 		if why == "" {
+			result.Why = ""
 			return nil
 		}
 		select {
