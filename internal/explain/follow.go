@@ -101,7 +101,7 @@ func answer(q localapi.ExplainQuestion, there way) localapi.ExplainQuestion {
 }
 
 func reverse(p localapi.ExplainPacket) localapi.ExplainPacket {
-	p.Source, p.Target = p.Target, p.Source
+	p.Source, p.Target, p.Front = p.Target, p.Source, netip.AddrPort{}
 	return p
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"net/netip"
 	"strings"
 	"testing"
@@ -81,5 +82,35 @@ spec: {podSelector: {matchLabels: {app: far}}, ingress: [{ports: [{protocol: TCP
 	})
 	if !errors.Is(err, localapi.ErrNotFound) || !strings.Contains(err.Error(), "default/nobody") {
 		t.Errorf("a pod that is not there: %v", err)
+	}
+}
+
+// With direct server return the answer comes from the backend's node, by the address that the packet has carried there.
+func TestDirectReturn(t *testing.T) {
+	r := newRig(t, testkit.Options{Config: map[string]any{"services": map[string]any{"forwarding": "dsr"}}})
+	one, two := r.c.Nodes[0], r.c.Nodes[1]
+	far := two.AddPodAs("far", testkit.PodSpec{})
+	far.Echo(port)
+	r.c.Serve(testkit.Service{Name: "shop", Type: "NodePort", Port: frontPort, TargetPort: port, NodePort: nodePort, ClusterIPs: clusterIPs(1), Endpoints: far.Endpoints()})
+	w := &world{rig: r, random: rand.New(rand.NewPCG(1, 1))}
+	for _, v6 := range []bool{false, true} {
+		for _, network := range networks {
+			to := one.IPv4
+			if v6 {
+				to = one.IPv6
+			}
+			j := journey{from: sender{ns: r.c.Outside, node: one.Name}, source: testkit.OutsideAddr(v6), network: network, to: netip.AddrPortFrom(to, nodePort), size: 1, v6: v6}
+			p, text := w.compare(j)
+			for range 20 { // until the service is in the kernel
+				if text == "" && p.Conclusion.Verdict == explain.Delivered {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+				p, text = w.compare(j)
+			}
+			if text != "" || p.Conclusion.Verdict != explain.Delivered || !strings.Contains(show(p), "carries service address") || p.Back[0].Node != two.Name || len(p.Back) != 1 {
+				t.Errorf("%s to %s: %s\n%s", network, to, text, show(p))
+			}
+		}
 	}
 }

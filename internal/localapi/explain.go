@@ -57,6 +57,8 @@ type ExplainPacket struct {
 	// Answer: of the end that did not begin (SYN and ACK, an echo reply).
 	Answer bool `json:"answer,omitempty"`
 	Size   int  `json:"size,omitempty"` // bytes from L3 on; 0: as small as it can be
+	// Front is the service address that it carries to the backend's node, with direct server return.
+	Front netip.AddrPort `json:"front,omitzero"`
 }
 
 // ExplainPart is a node's part of a path.

@@ -20,6 +20,8 @@ type Packet struct {
 	TTL      uint8 // 0: 64
 	To       net.HardwareAddr
 	From     net.HardwareAddr
+	// Front is the service address that the packet carries for the backend's node, with direct server return (bpf/lib/dsr.h).
+	Front netip.AddrPort
 }
 
 const (
@@ -29,6 +31,10 @@ const (
 
 	tcpSYN = 0x02
 	tcpACK = 0x10
+
+	frontType4, frontLen4 = 158, 8
+	frontType6, frontLen6 = 0x1e, 24
+	frontData6            = 18 // behind type and length
 
 	defaultTTL = 64
 	dontSplit  = 0x4000 // IPv4's "don't fragment", as hosts send with path MTU discovery
@@ -44,14 +50,21 @@ func (p Packet) icmp() bool {
 	return p.Protocol == unix.IPPROTO_ICMP || p.Protocol == unix.IPPROTO_ICMPV6
 }
 
-// Length is the size that the packet will have, from L3 on.
-func (p Packet) Length() int {
-	header := ipv4Len
-	if p.IPv6() {
-		header = ipv6Len
+// header is the length of everything before L4.
+func (p Packet) header() int {
+	switch {
+	case p.IPv6() && p.Front.IsValid():
+		return ipv6Len + frontLen6
+	case p.IPv6():
+		return ipv6Len
+	case p.Front.IsValid():
+		return ipv4Len + frontLen4
 	}
-	return max(header+len(p.transport()), p.Size)
+	return ipv4Len
 }
+
+// Length is the size that the packet will have, from L3 on.
+func (p Packet) Length() int { return max(p.header()+len(p.transport()), p.Size) }
 
 // Frame builds the Ethernet frame, with right lengths and checksums.
 func (p Packet) Frame() ([]byte, error) {
@@ -66,10 +79,10 @@ func (p Packet) Frame() ([]byte, error) {
 	if l4 == nil {
 		return nil, fmt.Errorf("packet of protocol %d: want TCP, UDP, SCTP or ICMP", p.Protocol)
 	}
-	header := ipv4Len
+	header := p.header()
 	kind := uint16(unix.ETH_P_IP)
 	if p.IPv6() {
-		header, kind = ipv6Len, unix.ETH_P_IPV6
+		kind = unix.ETH_P_IPV6
 	}
 	l4 = append(l4, make([]byte, max(0, p.Size-header-len(l4)))...)
 	if p.Protocol == unix.IPPROTO_UDP {
@@ -103,22 +116,33 @@ func (p Packet) number() uint8 {
 }
 
 func (p Packet) network(payload int) []byte {
+	h := make([]byte, p.header())
 	if p.IPv6() {
-		h := make([]byte, ipv6Len)
 		h[0] = 6 << 4
-		binary.BigEndian.PutUint16(h[4:], uint16(payload))
+		binary.BigEndian.PutUint16(h[4:], uint16(len(h)-ipv6Len+payload))
 		h[6], h[7] = p.number(), p.ttl()
+		if p.Front.IsValid() {
+			h[6] = unix.IPPROTO_DSTOPTS
+			option := h[ipv6Len:]
+			option[0], option[1], option[2], option[3] = p.number(), frontLen6/8-1, frontType6, frontData6
+			binary.BigEndian.PutUint16(option[4:], p.Front.Port())
+			copy(option[6:], p.Front.Addr().AsSlice())
+		}
 		copy(h[8:], p.Source.Addr().AsSlice())
 		copy(h[24:], p.Target.Addr().AsSlice())
 		return h
 	}
-	h := make([]byte, ipv4Len)
-	h[0] = 4<<4 | ipv4Len/4
-	binary.BigEndian.PutUint16(h[2:], uint16(ipv4Len+payload))
+	h[0] = 4<<4 | byte(len(h)/4)
+	binary.BigEndian.PutUint16(h[2:], uint16(len(h)+payload))
 	binary.BigEndian.PutUint16(h[6:], dontSplit)
 	h[8], h[9] = p.ttl(), p.number()
 	copy(h[12:], p.Source.Addr().AsSlice())
 	copy(h[16:], p.Target.Addr().AsSlice())
+	if p.Front.IsValid() {
+		h[ipv4Len], h[ipv4Len+1] = frontType4, frontLen4
+		binary.BigEndian.PutUint16(h[ipv4Len+2:], p.Front.Port())
+		copy(h[ipv4Len+4:], p.Front.Addr().AsSlice())
+	}
 	binary.BigEndian.PutUint16(h[10:], ^sum(0, h))
 	return h
 }
@@ -223,6 +247,9 @@ func Read(frame []byte) (p Packet, err error) {
 		src, dst = netip.AddrFrom4([4]byte(ip[12:])), netip.AddrFrom4([4]byte(ip[16:]))
 		p.Size = int(binary.BigEndian.Uint16(ip[2:]))
 		l4 = ip[min(header, len(ip)):]
+		if header >= ipv4Len+frontLen4 && len(ip) >= header && ip[ipv4Len] == frontType4 {
+			p.Front = netip.AddrPortFrom(netip.AddrFrom4([4]byte(ip[ipv4Len+4:])), binary.BigEndian.Uint16(ip[ipv4Len+2:]))
+		}
 	case unix.ETH_P_IPV6:
 		if len(ip) < ipv6Len {
 			return p, errShort
@@ -231,6 +258,11 @@ func Read(frame []byte) (p Packet, err error) {
 		src, dst = netip.AddrFrom16([16]byte(ip[8:])), netip.AddrFrom16([16]byte(ip[24:]))
 		p.Size = ipv6Len + int(binary.BigEndian.Uint16(ip[4:]))
 		l4 = ip[ipv6Len:]
+		if p.Protocol == unix.IPPROTO_DSTOPTS && len(l4) >= frontLen6 && l4[2] == frontType6 {
+			p.Protocol = l4[0]
+			p.Front = netip.AddrPortFrom(netip.AddrFrom16([16]byte(l4[6:])), binary.BigEndian.Uint16(l4[4:]))
+			l4 = l4[frontLen6:]
+		}
 	default:
 		return p, errShort
 	}

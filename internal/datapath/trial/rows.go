@@ -79,7 +79,10 @@ func lend[V, K any](b *Bench, r rows, name string, key K) (v V, ok bool, err err
 
 // prepare lends what the programs may write of the rows that a packet leads to.
 func (b *Bench) prepare(r rows, p Packet, established bool) error {
-	for _, end := range []netip.AddrPort{p.Source, p.Target} {
+	for _, end := range []netip.AddrPort{p.Source, p.Target, p.Front} {
+		if !end.IsValid() {
+			continue
+		}
 		anyAddr := netip.IPv4Unspecified()
 		if end.Addr().Is6() {
 			anyAddr = netip.IPv6Unspecified()

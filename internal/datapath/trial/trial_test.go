@@ -32,17 +32,23 @@ func TestFramesAreRightAndReadBack(t *testing.T) {
 		protocol uint8
 		answer   bool
 		size     int
+		front    string
 	}{
-		{"10.1.0.2:4000", "10.2.0.2:80", unix.IPPROTO_TCP, false, 0},
-		{"10.1.0.2:4000", "10.2.0.2:80", unix.IPPROTO_TCP, true, 1450},
-		{"[fd00::1]:4000", "[fd00::2]:53", unix.IPPROTO_UDP, false, 101},
-		{"10.1.0.2:4000", "10.2.0.2:53", unix.IPPROTO_UDP, false, 0},
-		{"10.1.0.2:7", "10.2.0.2:7", unix.IPPROTO_ICMP, false, 84},
-		{"[fd00::1]:7", "[fd00::2]:7", unix.IPPROTO_ICMPV6, true, 0},
-		{"10.1.0.2:4000", "10.2.0.2:5000", unix.IPPROTO_SCTP, true, 0},
+		{"10.1.0.2:4000", "10.2.0.2:80", unix.IPPROTO_TCP, false, 0, ""},
+		{"10.1.0.2:4000", "10.2.0.2:80", unix.IPPROTO_TCP, true, 1450, ""},
+		{"10.1.0.2:4000", "10.2.0.2:80", unix.IPPROTO_TCP, false, 900, "10.96.0.1:8000"},
+		{"[fd00::1]:4000", "[fd00::2]:53", unix.IPPROTO_UDP, false, 0, "[fd96::1]:8000"},
+		{"[fd00::1]:4000", "[fd00::2]:53", unix.IPPROTO_UDP, false, 101, ""},
+		{"10.1.0.2:4000", "10.2.0.2:53", unix.IPPROTO_UDP, false, 0, ""},
+		{"10.1.0.2:7", "10.2.0.2:7", unix.IPPROTO_ICMP, false, 84, ""},
+		{"[fd00::1]:7", "[fd00::2]:7", unix.IPPROTO_ICMPV6, true, 0, ""},
+		{"10.1.0.2:4000", "10.2.0.2:5000", unix.IPPROTO_SCTP, true, 0, ""},
 	} {
 		p := Packet{Source: netip.MustParseAddrPort(c.src), Target: netip.MustParseAddrPort(c.dst), Protocol: c.protocol, Answer: c.answer, Size: c.size, TTL: 9,
 			To: net.HardwareAddr{2, 0, 0, 0, 0, 1}, From: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+		if c.front != "" {
+			p.Front = netip.MustParseAddrPort(c.front)
+		}
 		frame, err := p.Frame()
 		if err != nil {
 			t.Fatal(err)

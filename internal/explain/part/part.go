@@ -91,7 +91,7 @@ func packetOf(q localapi.ExplainPacket) (trial.Packet, error) {
 	if q.Size > trial.MaxSize {
 		return trial.Packet{}, localapi.BadQuestion("size %d: want at most %d bytes", q.Size, trial.MaxSize)
 	}
-	p := trial.Packet{Source: unmapped(q.Source), Target: unmapped(q.Target), Protocol: protocol, Answer: q.Answer, Size: q.Size}
+	p := trial.Packet{Source: unmapped(q.Source), Target: unmapped(q.Target), Protocol: protocol, Answer: q.Answer, Size: q.Size, Front: unmapped(q.Front)}
 	if p.Source.Addr().IsValid() && p.Source.Port() == 0 {
 		p.Source = netip.AddrPortFrom(p.Source.Addr(), defaultPort)
 	}
@@ -123,7 +123,9 @@ func unmapped(a netip.AddrPort) netip.AddrPort {
 
 // told is a packet as the API knows it.
 func (w *walk) told(p trial.Packet) localapi.ExplainPacket {
-	return localapi.ExplainPacket{Source: p.Source, Target: p.Target, Protocol: protocolName(p.Protocol), Answer: p.Answer, Size: w.q.Packet.Size}
+	return localapi.ExplainPacket{
+		Source: p.Source, Target: p.Target, Protocol: protocolName(p.Protocol), Answer: p.Answer, Size: w.q.Packet.Size, Front: p.Front,
+	}
 }
 
 func protocolName(n uint8) string {

@@ -82,6 +82,9 @@ func (w *walk) decided(name string, l netdev.Link, from int, before trial.Packet
 	if r.Packet.Source != before.Source || r.Packet.Target != before.Target {
 		hop.Text += fmt.Sprintf(", as %s to %s", r.Packet.Source, r.Packet.Target)
 	}
+	if r.Packet.Front.IsValid() {
+		hop.Text += fmt.Sprintf(", and carries service address %s: who has the backend answers in its place", r.Packet.Front)
+	}
 	if !r.Counted {
 		hop.Text = "lets it pass"
 	}
