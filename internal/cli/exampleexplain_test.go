@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/strait-net/strait/internal/cli"
 	"github.com/strait-net/strait/internal/localapi"
@@ -159,6 +161,37 @@ func TestExplainForPrograms(t *testing.T) {
 	}
 }
 
+// Colours do not move anything, neither in the text nor in the picture.
+func TestExplainColours(t *testing.T) {
+	config := threeNodes(t).kubeconfig(t)
+	for _, more := range []string{"--verbose", "--diagram"} {
+		args := []string{"explain", "shop/web-1", "shop/db-0:5433", "--kubeconfig", config, more}
+		plain, _, _ := terminal{width: 80}.run(args...)
+		coloured, _, _ := terminal{width: 80, color: true}.run(args...)
+		if !strings.Contains(coloured, "\x1b[31m") {
+			t.Errorf("%s: a denial is not red:\n%s", more, coloured)
+		}
+		if stripped := regexp.MustCompile("\x1b\\[[0-9]*m").ReplaceAllString(coloured, ""); stripped != plain {
+			t.Errorf("%s: colours move the text:\n%s\n%s", more, plain, stripped)
+		}
+		for line := range strings.Lines(plain) {
+			if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > 80 {
+				t.Errorf("%s: wider than the terminal: %s", more, line)
+			}
+		}
+	}
+}
+
+// An agent that knows nothing of explain is a gap, on its own node as well.
+func TestExplainByAnOlderAgent(t *testing.T) {
+	p := nodeOf(1, false)
+	p.Explain = nil
+	stdout, stderr, code := terminal{width: 80}.run("explain", "shop/web-1", "shop/db-0:5432", "--socket", agent(t, p))
+	if code != cli.ExitUsage || !strings.Contains(stdout, "its agent cannot explain paths") {
+		t.Errorf("= %d\n%s%s", code, stdout, stderr)
+	}
+}
+
 // A node in the middle of a path that does not answer is named, and the rest is not made up.
 func TestExplainWithASilentNode(t *testing.T) {
 	s := threeNodes(t)
@@ -166,6 +199,44 @@ func TestExplainWithASilentNode(t *testing.T) {
 	stdout, stderr, code := terminal{width: 80}.run("explain", "shop/web-1", "shop/db-0:5432", "--timeout", "2s", "--kubeconfig", s.kubeconfig(t))
 	if code != cli.ExitUsage || !strings.Contains(stdout, "NOT KNOWN: no answer from strait-agent-n2 in 2s") || !strings.Contains(stdout, "Cannot be told") {
 		t.Errorf("= %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// Names that are not enough say what would be.
+func TestExplainEnds(t *testing.T) {
+	p := nodeOf(1, false)
+	p.Pods = func(context.Context) ([]localapi.PodRow, error) {
+		return append(examplePods(1),
+			localapi.PodRow{Namespace: "default", Name: "web", Node: "n1", Addresses: addrs("10.244.1.2")},
+			localapi.PodRow{Namespace: "default", Name: "n2", Node: "n1", Addresses: addrs("10.244.1.8")},
+			localapi.PodRow{Namespace: "shop", Name: "late", Node: "n1"},
+			localapi.PodRow{Namespace: "shop", Name: "pending"},
+			localapi.PodRow{Namespace: "shop", Name: "six", Node: "n1", Addresses: addrs("fd00:10:244:1::9")}), nil
+	}
+	socket := agent(t, p)
+	for _, tc := range []struct {
+		src, dst, want string
+	}{
+		{"shop/web-1", "web:80", `DST "web" is the name of several: write pod/default/web or svc/default/web`},
+		{"shop/web-1", "n2:80", `DST "n2" is the name of several: write pod/default/n2 or node/n2`},
+		{"shop/late", "shop/web-1:80", "pod shop/late has no address yet"},
+		{"shop/web-1", "shop/pending:80", "pod shop/pending is on no node yet"},
+		{"shop/six", "svc/kube-system/kube-dns:53", "pod shop/six ([fd00:10:244:1::9]) and service kube-system/kube-dns ([10.96.0.10]) have no addresses of the same family"},
+		{"shop/web-1", "svc/web:443", "service default/web has no port 443 of protocol TCP; it has 80/TCP"},
+		{"shop/web-1", "node/n7:80", `DST: no node is called "n7"; did you mean "n1"?`},
+		{"shop/web-1", "svc/wep:80", `DST: no service is called "default/wep"; did you mean "default/web"?`},
+		{"shop/web-1", "pod/a/b/c:80", `DST "pod/a/b/c": want a pod as`},
+		{"shop/web-1", "/web:80", `DST "/web": want a pod as`},
+	} {
+		stdout, stderr, code := terminal{width: 80}.run("explain", tc.src, tc.dst, "--socket", socket)
+		if code != cli.ExitUsage || stdout != "" || !strings.Contains(stderr, tc.want) {
+			t.Errorf("explain %s %s = %d, want %q:\n%s%s", tc.src, tc.dst, code, tc.want, stdout, stderr)
+		}
+	}
+	for _, dst := range []string{"pod/default/web:8080", "svc/default/web:80", "10.96.0.7:80", "shop/db-0:5432"} {
+		if stdout, stderr, _ := (terminal{width: 80}).run("explain", "shop/web-1", dst, "--socket", socket); !strings.Contains(stdout, "There\n") {
+			t.Errorf("explain shop/web-1 %s:\n%s%s", dst, stdout, stderr)
+		}
 	}
 }
 

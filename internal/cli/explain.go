@@ -340,9 +340,10 @@ func (i *informants) follow(ctx context.Context, args []string, node string, q l
 		if first && err != nil {
 			var exit *exitError
 			switch {
+			case otherVersion(err): // a gap, wherever it is
 			case i.client != nil:
 				refused = i.app.localError(err)
-			case errors.As(err, &exit) && !otherVersion(err):
+			case errors.As(err, &exit):
 				refused = exit
 			}
 		}
