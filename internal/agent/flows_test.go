@@ -29,8 +29,8 @@ type told struct {
 	extra map[string]any
 }
 
-// observed asks a node for the flows that it remembers, as Hubble's client does.
-func observed(t *testing.T, n *testkit.Node, filter *flowpb.FlowFilter) (out []told) {
+// toldBy asks a node for the flows that it remembers, as Hubble's client does.
+func toldBy(t *testing.T, n *testkit.Node, filter *flowpb.FlowFilter) (out []told) {
 	t.Helper()
 	// The socket is in the node's mount namespace.
 	conn, err := grpc.NewClient(fmt.Sprintf("unix:///proc/%d/root/run/strait/hubble.sock", n.AgentPID()), grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -67,7 +67,7 @@ func awaited(t *testing.T, n *testkit.Node, what string, filter *flowpb.FlowFilt
 	t.Helper()
 	var seen []told
 	for end := time.Now().Add(policyLimit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		seen = observed(t, n, filter)
+		seen = toldBy(t, n, filter)
 		for _, f := range seen {
 			if ok(f) {
 				return f
@@ -170,7 +170,7 @@ func deniedAgain(t *testing.T, d database) {
 	const denied = `strait_datapath_packets_total{reason="policy-ingress",verdict="dropped"}`
 	time.Sleep(1200 * time.Millisecond) // what was denied before is told
 	counted := func() (records int, packets uint64) {
-		for _, f := range observed(t, node, filter) {
+		for _, f := range toldBy(t, node, filter) {
 			if f.GetVerdict() == flowpb.Verdict_DROPPED {
 				records, packets = records+1, packets+f.number("packets")
 			}
