@@ -282,7 +282,7 @@ func (a *app) diagnose(ctx context.Context, namespace string, p connectivity.Pat
 		next.cmd.SilenceErrors, next.cmd.SilenceUsage = true, true
 		next.cmd.SetArgs(next.args)
 		var exit *exitError
-		if err := next.cmd.ExecuteContext(ctx); err != nil && !(errors.As(err, &exit) && exit.err == nil) { // one without an error has said it
+		if err := next.cmd.ExecuteContext(ctx); err != nil && (!errors.As(err, &exit) || exit.err != nil) { // one without an error has said it
 			fmt.Fprintln(&out, err)
 		}
 	}
