@@ -212,9 +212,9 @@ func (s *Server) denial(p *part, rule *policy.RuleRef) (text string, misses []st
 		return text + "; now it is allowed: " + ruleText(&e.Rule), nil
 	}
 	var isolating []string
-	for _, s := range e.Policies {
-		if s.Isolates && !s.Audit && !slices.Contains(isolating, s.Ref.String()) {
-			isolating = append(isolating, s.Ref.String())
+	for _, p := range e.Policies {
+		if name := p.String(); p.Isolates && !p.Audit && !slices.Contains(isolating, name) {
+			isolating = append(isolating, name)
 		}
 	}
 	if len(isolating) > 0 && rule.Kind != policy.Builtin {

@@ -115,7 +115,7 @@ func locality(f *flow.Flow) flowpb.TrafficDirection {
 // pointOf is where a packet was seen, and the sub type that stands for it: they differ in one number. The sweep of idle connections sees no
 // packets: its place is the pod's.
 func pointOf(f *flow.Flow) (flowpb.TraceObservationPoint, int32) {
-	point := flowpb.TraceObservationPoint_UNKNOWN_POINT
+	var point flowpb.TraceObservationPoint
 	switch f.Hook {
 	case flow.FromPod:
 		point = flowpb.TraceObservationPoint_FROM_ENDPOINT
