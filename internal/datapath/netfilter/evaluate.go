@@ -356,9 +356,13 @@ func (e *evaluation) payload(x *expr.Payload) truth {
 const (
 	ctEstablished = 1 << 1
 	ctNew         = 1 << 3
+	ctUntracked   = 1 << 6
 )
 
 func (e *evaluation) state() uint32 {
+	if e.packet.Untracked {
+		return ctUntracked
+	}
 	if e.packet.Known {
 		return ctEstablished
 	}

@@ -165,6 +165,8 @@ type Passing struct {
 	OutIdx  int
 	// Known says what connection tracking takes the packet for: of a connection that has been answered, or a new one.
 	Known bool
+	// Untracked: connection tracking leaves it alone, as it does neighbour discovery.
+	Untracked bool
 }
 
 // Finding is what rules do to a packet.

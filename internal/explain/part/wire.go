@@ -155,7 +155,45 @@ func (w *walk) transmit(out netdev.Link, hop netip.Addr) (mac string, on bool, e
 	default:
 		w.on(out.Name, fmt.Sprintf("to %s, whose hardware address has still to be asked for", hop), "")
 	}
-	return "", true, nil
+	on, err = w.discovers(out, hop)
+	return "", on, err
+}
+
+// Types of neighbour discovery (RFC 4861 4.3, 4.4), and where a frame has them.
+const (
+	solicitation  = 135
+	advertisement = 136
+	typeOffset    = 14 + 40
+)
+
+// discovers asks whether neighbour discovery gets through the rules of this node: it passes them as any packet of IPv6 does, and ARP does not.
+// false: the packet ends here.
+func (w *walk) discovers(l netdev.Link, other netip.Addr) (bool, error) {
+	own := w.ownAddress(true)
+	if other.Is4() || !own.IsValid() {
+		return true, nil
+	}
+	r, err := w.rulesOf(w.nodeSpace())
+	if err != nil || r.Empty() {
+		return err == nil, err
+	}
+	frame, err := trial.Packet{Source: netip.AddrPortFrom(other, 1), Target: netip.AddrPortFrom(own, 1), Protocol: unix.IPPROTO_ICMPV6}.Frame()
+	if err != nil {
+		return false, err
+	}
+	for _, kind := range []byte{solicitation, advertisement} {
+		frame[typeOffset] = kind
+		for _, p := range []netfilter.Passing{
+			{Hook: netfilter.Prerouting, In: l.Name, InIndex: l.Index}, {Hook: netfilter.Input, In: l.Name, InIndex: l.Index}, {Hook: netfilter.Output, Out: l.Name, OutIdx: l.Index},
+		} {
+			p.Frame, p.Untracked = frame, true
+			if found := r.Pass(p); found.Stopped() {
+				w.drop(l.Name, "nobody learns the hardware address: a rule stops neighbour discovery", found.Rule, "neighbour discovery is stopped by "+found.Rule)
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }
 
 // arrival is the device that a packet from the network comes by; false: there is none for it.
@@ -196,7 +234,16 @@ func (w *walk) arrival() (netdev.Link, bool, error) {
 		w.drop("node "+w.Node, "the device is gone", "", fmt.Sprintf("device with index %d does not exist", index))
 		return l, false, nil
 	}
-	return l, err == nil && w.arrives(l), err
+	if err != nil || !w.arrives(l) {
+		return l, false, err
+	}
+	other := w.neighbourly()
+	row, known, err := w.Maps.Remote(other)
+	if err != nil || !known || row.Flags&(bpf.RemotePod|bpf.RemoteNode) == 0 { // a router outside has its neighbours from before
+		return l, err == nil, err
+	}
+	on, err := w.discovers(l, other) // the sender had still to ask
+	return l, on, err
 }
 
 // neighbourly is who the packet comes from, as far as the underlay goes.
