@@ -19,7 +19,7 @@ import (
 // bundleVerbs are asked of every node that can be reached; each answer is a file of the archive.
 var bundleVerbs = []string{
 	"version", "status --verbose", "get nodes", "get endpoints", "get remotes", "get routes", "get devices", "get pods", "get namespaces",
-	"get identities", "get programs", "service list", "policy list", "policy rules", "check", "ipam check", "takeover status", "bpf list",
+	"get identities", "get programs", "service list", "policy list", "policy rules", "check", "ipam check", "observe --last 2000", "bpf list",
 	"bpf dump strait_counter", "bpf dump strait_endpoint", "bpf dump strait_ipcache", "bpf dump strait_device", "bpf dump strait_node",
 	"bpf dump strait_ct --limit 2000", "bpf dump strait_nat --limit 2000", "bpf dump strait_service --limit 5000",
 	"bpf dump strait_backend --limit 5000", "bpf dump strait_identity --limit 5000", "bpf dump strait_policy --limit 5000",
@@ -35,7 +35,7 @@ func (a *app) bundleCmd() *cobra.Command {
 		Short: "Put everything that helps to find a fault into one archive",
 		Long: `Asks every node what it knows (status, tables, maps of the kernel, checks) and puts the answers, with the logs of the agents and of the operator
 when a cluster is asked, into a .tar.gz. What could not be had is in the archive as a file that says why. It holds names and addresses of pods, services and policies,
-no Secrets and no traffic.`,
+no Secrets and nothing of what packets carry.`,
 		Example: "  strait support-bundle\n  strait support-bundle --file /tmp/case-1234.tar.gz --node n2",
 		Args:    exactArgs(),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return a.bundle(cmd.Context(), file) },
@@ -81,7 +81,7 @@ func (a *app) bundle(ctx context.Context, name string) error {
 		_, _ = fmt.Fprintf(a.Err, "wrote %s, %d files\n", name, archive.files)
 	}
 	if failed > 0 {
-		return fmt.Errorf("%d answers are missing: the .err files in the archive say why", failed)
+		return fmt.Errorf("not all could be had (%d of the questions failed): the .err files in the archive say why", failed)
 	}
 	return ctx.Err()
 }

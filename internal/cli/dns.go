@@ -56,7 +56,7 @@ func (a *app) dnsCmd() *cobra.Command {
 		Short: "Ask the cluster's DNS for a name as a pod would, query by query",
 		Long: `Asks the cluster's DNS service for NAME as the resolver of a pod with dnsPolicy ClusterFirst does: with the search path of its namespace for
 names of fewer than 5 dots, one query after the other until there is an answer, and prints each of them. With --from the queries are sent
-from that pod's network namespace, so that its policies apply; that pod has to be on the node that is asked.
+from that pod's network namespace, so that its policies apply.
 
 Exit codes: 0 found, 1 there is no such name or no answer.`,
 		Example: `  strait dns web.shop
@@ -116,6 +116,15 @@ func (a *app) dns(ctx context.Context, name string, o dnsOptions) error {
 	}
 	if o.namespace == "" && o.from != "" {
 		o.namespace, _, _ = strings.Cut(qualified(o.from), "/")
+	}
+	if o.from != "" && a.node == "" {
+		client, err := a.local(ctx)
+		if err == nil && client == nil { // only its own node can send from a pod
+			a.node, err = a.nodeOfPod(ctx, o.from)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	all, err := ask(ctx, a, question[dnsLookup]{
 		args:  o.args(name),
@@ -261,6 +270,25 @@ func qualified(pod string) string {
 }
 
 func endpointName(e localapi.Endpoint) string { return e.Namespace + "/" + e.Pod }
+
+// nodeOfPod asks the nodes which of them has a pod.
+func (a *app) nodeOfPod(ctx context.Context, pod string) (string, error) {
+	all, err := ask(ctx, a, question[[]localapi.Endpoint]{args: []string{"get", "endpoints"}})
+	if err != nil {
+		return "", err
+	}
+	var names []string
+	for _, n := range all.nodes {
+		for _, e := range n.Value {
+			if endpointName(e) == qualified(pod) {
+				return n.Node, nil
+			}
+			names = append(names, endpointName(e))
+		}
+	}
+	slices.Sort(names)
+	return "", unknown("pod", qualified(pod), "", names)
+}
 
 // localEndpoint finds the interface of a pod of this node.
 func localEndpoint(ctx context.Context, client *localapi.Client, pod string) (localapi.Endpoint, error) {

@@ -11,8 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-
-	"github.com/strait-net/strait/internal/localapi"
 )
 
 func (a *app) enterCmd() *cobra.Command {
@@ -49,7 +47,11 @@ func (a *app) enter(ctx context.Context, pod string, command []string) error {
 		return err
 	}
 	if client == nil {
-		return a.enterElsewhere(ctx, pod)
+		node, err := a.nodeOfPod(ctx, pod)
+		if err != nil {
+			return err
+		}
+		return usage("enter runs a program of the pod's node: type it on node %s", node)
 	}
 	end, err := localEndpoint(ctx, client, pod)
 	if err != nil {
@@ -63,20 +65,6 @@ func (a *app) enter(ctx context.Context, pod string, command []string) error {
 		command = []string{shell}
 	}
 	return runIn(ctx, end.NetNS, command)
-}
-
-// enterElsewhere says where the verb has to be typed.
-func (a *app) enterElsewhere(ctx context.Context, pod string) error {
-	all, err := ask(ctx, a, question[[]localapi.Endpoint]{args: []string{"get", "endpoints"}})
-	if err != nil {
-		return err
-	}
-	for _, n := range all.nodes {
-		if i := slices.IndexFunc(n.Value, func(e localapi.Endpoint) bool { return endpointName(e) == qualified(pod) }); i >= 0 {
-			return usage("enter runs a program of the pod's node: type it on node %s", n.Node)
-		}
-	}
-	return usage("no node has pod %q", qualified(pod))
 }
 
 // runIn runs a program in a network namespace, with the terminal of this one.
