@@ -149,6 +149,29 @@ func (w *walk) what() string {
 	return fmt.Sprintf("%s %s to %s", protocolName(p.Protocol), p.Source, p.Target)
 }
 
+// behind opens the pod behind the node's end of a pair, to be closed by who gets it. ok is false when the packet ends here.
+func (w *walk) behind(node netdev.Link) (s space, inside netdev.Link, ok bool, err error) {
+	e, ok := w.podOn(node.Index)
+	if !ok {
+		w.unknown(node.Name, "a device that belongs to no pod the agent knows", "no pod is attached to "+node.Name)
+		return s, inside, false, nil
+	}
+	s, err = w.inPod(e)
+	if err != nil {
+		w.drop("pod "+podName(e), "its network namespace cannot be entered", "", "the pod is gone: "+err.Error())
+		return s, inside, false, nil
+	}
+	inside, err = s.LinkAt(node.Peer)
+	if err == nil && inside.Up {
+		return s, inside, true, nil
+	}
+	if err == nil {
+		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
+	}
+	s.Close()
+	return s, inside, false, err
+}
+
 // intoPod hands the packet to the inside of a pod, past the node's stack.
 func (w *walk) intoPod(ep maps.Endpoint) error {
 	node, err := w.Net.LinkAt(int(ep.Index))
@@ -159,25 +182,11 @@ func (w *walk) intoPod(ep maps.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	e, ok := w.podOn(node.Index)
+	s, inside, ok, err := w.behind(node)
 	if !ok {
-		w.unknown(node.Name, "a device that belongs to no pod the agent knows", "no pod is attached to "+node.Name)
-		return nil
-	}
-	s, err := w.inPod(e)
-	if err != nil {
-		w.drop("pod "+podName(e), "its network namespace cannot be entered", "", "the pod is gone: "+err.Error())
-		return nil
-	}
-	defer s.Close()
-	inside, err := s.LinkAt(node.Peer)
-	if err != nil {
 		return err
 	}
-	if !inside.Up {
-		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
-		return nil
-	}
+	defer s.Close()
 	if w.stranger { // newer kernels make a redirected packet the pod's whatever its frame says: seen on Linux 6.18
 		w.warn(s.name, "the frame was addressed to somebody else", fmt.Sprintf("the sender's neighbour entry %s of its gateway is wrong: older kernels drop the packet here", w.packet.To))
 		w.stranger = false

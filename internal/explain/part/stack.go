@@ -206,25 +206,11 @@ func (w *walk) splits(s space, l netdev.Link) {
 
 // crossPair hands a packet that has left the node's end of a pod's pair to the other end.
 func (w *walk) crossPair(out netdev.Link) error {
-	e, ok := w.podOn(out.Index)
+	s, inside, ok, err := w.behind(out)
 	if !ok {
-		w.unknown(out.Name, "a device that belongs to no pod the agent knows", "no pod is attached to "+out.Name)
-		return nil
-	}
-	s, err := w.inPod(e)
-	if err != nil {
-		w.drop("pod "+podName(e), "its network namespace cannot be entered", "", "the pod is gone: "+err.Error())
-		return nil
-	}
-	defer s.Close()
-	inside, err := s.LinkAt(out.Peer)
-	if err != nil {
 		return err
 	}
-	if !inside.Up {
-		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
-		return nil
-	}
+	defer s.Close()
 	if size := w.packet.Length(); size > inside.MTU+vlanSlack {
 		w.drop(inside.Name+" of "+s.name, fmt.Sprintf("%d bytes are more than the %d of %s", size, inside.MTU, inside.Name), "", fmt.Sprintf("larger than the MTU %d of %s, and nobody is told", inside.MTU, inside.Name))
 		return nil
