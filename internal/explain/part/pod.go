@@ -149,27 +149,36 @@ func (w *walk) what() string {
 	return fmt.Sprintf("%s %s to %s", protocolName(p.Protocol), p.Source, p.Target)
 }
 
-// behind opens the pod behind the node's end of a pair, to be closed by who gets it. ok is false when the packet ends here.
-func (w *walk) behind(node netdev.Link) (s space, inside netdev.Link, ok bool, err error) {
+// behind opens the pod behind the node's end of a pair, to be closed by who gets it; nil when the packet ends here.
+func (w *walk) behind(node netdev.Link) (*space, netdev.Link, error) {
 	e, ok := w.podOn(node.Index)
 	if !ok {
 		w.unknown(node.Name, "a device that belongs to no pod the agent knows", "no pod is attached to "+node.Name)
-		return s, inside, false, nil
+		return nil, netdev.Link{}, nil
 	}
-	s, err = w.inPod(e)
-	if err != nil {
-		w.drop("pod "+podName(e), "its network namespace cannot be entered", "", "the pod is gone: "+err.Error())
-		return s, inside, false, nil
+	s := w.alive(e)
+	if s == nil {
+		return nil, netdev.Link{}, nil
 	}
-	inside, err = s.LinkAt(node.Peer)
+	inside, err := s.LinkAt(node.Peer)
 	if err == nil && inside.Up {
-		return s, inside, true, nil
+		return s, inside, nil
 	}
+	s.Close()
 	if err == nil {
 		w.drop(inside.Name+" of "+s.name, "the device is down", "", "device "+inside.Name+" of "+s.name+" is down")
 	}
-	s.Close()
-	return s, inside, false, err
+	return nil, inside, err
+}
+
+// alive opens the namespace of a pod, to be closed by who gets it; nil when the packet ends here, because the pod is gone.
+func (w *walk) alive(e state.Endpoint) *space {
+	s, err := w.inPod(e)
+	if err != nil {
+		w.drop("pod "+podName(e), "its network namespace cannot be entered", "", "the pod is gone: "+err.Error())
+		return nil
+	}
+	return &s
 }
 
 // intoPod hands the packet to the inside of a pod, past the node's stack.
@@ -182,8 +191,8 @@ func (w *walk) intoPod(ep maps.Endpoint) error {
 	if err != nil {
 		return err
 	}
-	s, inside, ok, err := w.behind(node)
-	if !ok {
+	s, inside, err := w.behind(node)
+	if s == nil {
 		return err
 	}
 	defer s.Close()
@@ -191,7 +200,7 @@ func (w *walk) intoPod(ep maps.Endpoint) error {
 		w.warn(s.name, "the frame was addressed to somebody else", fmt.Sprintf("the sender's neighbour entry %s of its gateway is wrong: older kernels drop the packet here", w.packet.To))
 		w.stranger = false
 	}
-	return w.takes(s, inside.Index)
+	return w.takes(*s, inside.Index)
 }
 
 // loopback is the index of lo in every namespace.

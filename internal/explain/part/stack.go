@@ -206,8 +206,8 @@ func (w *walk) splits(s space, l netdev.Link) {
 
 // crossPair hands a packet that has left the node's end of a pod's pair to the other end.
 func (w *walk) crossPair(out netdev.Link) error {
-	s, inside, ok, err := w.behind(out)
-	if !ok {
+	s, inside, err := w.behind(out)
+	if s == nil {
 		return err
 	}
 	defer s.Close()
@@ -216,5 +216,5 @@ func (w *walk) crossPair(out netdev.Link) error {
 		return nil
 	}
 	w.stranger = !equal(w.packet.To, inside.MAC)
-	return w.takes(s, inside.Index)
+	return w.takes(*s, inside.Index)
 }
