@@ -40,8 +40,9 @@ type Config struct {
 	// MetricsAddress serves /metrics, /healthz and /readyz; empty: off.
 	MetricsAddress string `json:"metricsAddress"`
 	LogLevel       string `json:"logLevel"`
-	// Operator holds what only strait-operator reads.
+	// Operator holds what only strait-operator reads, Relay what only strait-relay does.
 	Operator Operator `json:"operator"`
+	Relay    Relay    `json:"relay"`
 }
 
 // RoutingMode is how packets reach pods on other nodes.
@@ -198,6 +199,29 @@ type Operator struct {
 	MetricsAddress string `json:"metricsAddress"`
 	// Lease is the name of the Lease by which replicas elect the active one.
 	Lease string `json:"lease"`
+	// Certificates lets the operator make the certificates by which agents and relay know each other.
+	Certificates Certificates `json:"certificates"`
+}
+
+// Certificates configures Strait's own authority.
+type Certificates struct {
+	Enabled bool `json:"enabled"`
+	// Validity is how long a certificate is good; it is made anew after two thirds of that.
+	Validity Duration `json:"validity"`
+}
+
+// Relay configures the one stream of all nodes' flows.
+type Relay struct {
+	// Peer is the agent that is asked which nodes there are, host:port by mTLS; a Service of all agents does.
+	Peer string `json:"peer"`
+	// Listen serves Hubble's API over mTLS: host:port; empty: not.
+	Listen string `json:"listen"`
+	// Local serves it without TLS to who may forward a port to the relay's pod: a loopback address and port; empty: not.
+	Local string `json:"local"`
+	// TLSDir holds ca.crt, tls.crt and tls.key, for asking agents and for Listen; they are read again when they change.
+	TLSDir string `json:"tlsDir"`
+	// MetricsAddress serves /metrics, /healthz and /readyz of the relay; empty: off.
+	MetricsAddress string `json:"metricsAddress"`
 }
 
 // Prefix is a netip.Prefix that reads and prints as CIDR text; zero is the empty string.

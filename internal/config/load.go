@@ -58,7 +58,8 @@ func Default() Config {
 		CNI:            CNI{BinDir: "/opt/cni/bin", ConfDir: "/etc/cni/net.d", Install: true, Exclusive: true},
 		MetricsAddress: ":9964",
 		LogLevel:       "info",
-		Operator:       Operator{MetricsAddress: ":9965", Lease: "strait-operator"},
+		Operator:       Operator{MetricsAddress: ":9965", Lease: "strait-operator", Certificates: Certificates{Validity: Duration{90 * 24 * time.Hour}}},
+		Relay:          Relay{Local: "127.0.0.1:4245", MetricsAddress: ":9966"},
 	}
 }
 

@@ -24,6 +24,8 @@ const (
 	maxKeep            = 1 << 20
 	minMaglevSize      = 251
 	maxMaglevSize      = 131071
+	minValidity        = 24 * time.Hour
+	maxValidity        = 365 * 24 * time.Hour
 )
 
 // problems collects findings; each names the key, the value and what would be accepted.
@@ -78,6 +80,7 @@ func (c Config) Validate() error {
 	c.checkServices(&p)
 	c.checkMaps(&p)
 	c.checkFlows(&p)
+	c.checkRelay(&p)
 	switch c.Policy.Enforcement {
 	case PolicyDefault, PolicyAlways, PolicyNever:
 	default:
@@ -236,8 +239,7 @@ func checkListen(p *problems, key, address string) {
 		return
 	}
 	host, port, ok := cutLast(address, ":")
-	number, err := strconv.ParseUint(port, 10, 16)
-	if !ok || err != nil || number == 0 {
+	if !ok || !isPort(port) {
 		p.add(key, address, "want \"\" (off), \":port\" or \"address:port\"")
 		return
 	}
@@ -287,6 +289,33 @@ func (c Config) checkFlows(p *problems) {
 	}
 }
 
+func (c Config) checkRelay(p *problems) {
+	if v := c.Operator.Certificates.Validity; v.Duration < minValidity || v.Duration > maxValidity {
+		p.add("operator.certificates.validity", v, "want %v to %v", minValidity, maxValidity)
+	}
+	r := c.Relay
+	checkListen(p, "relay.listen", r.Listen)
+	checkListen(p, "relay.metricsAddress", r.MetricsAddress)
+	if r.Peer != "" {
+		if host, port, ok := cutLast(r.Peer, ":"); !ok || host == "" || !isPort(port) {
+			p.add("relay.peer", r.Peer, "want host:port of an agent's flows.listen, or of a Service of agents")
+		}
+	}
+	if r.Local != "" {
+		if at, err := netip.ParseAddrPort(r.Local); err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+			p.add("relay.local", r.Local, "it has no TLS; want a loopback address and a port, such as 127.0.0.1:4245, or \"\" (off)")
+		}
+	}
+	if (r.Listen != "" || r.Peer != "") && r.TLSDir == "" {
+		p.add("relay.tlsDir", r.TLSDir, "relay.listen and relay.peer speak TLS; want the directory of ca.crt, tls.crt and tls.key")
+	}
+}
+
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
+}
+
 func (c Config) checkPaths(p *problems) {
 	for _, path := range []struct {
 		key, value string
@@ -294,7 +323,7 @@ func (c Config) checkPaths(p *problems) {
 	}{
 		{"bpfRoot", c.BPFRoot, false}, {"runDir", c.RunDir, false}, {"stateDir", c.StateDir, false},
 		{"cgroupRoot", c.CgroupRoot, true}, {"cni.binDir", c.CNI.BinDir, false}, {"cni.confDir", c.CNI.ConfDir, false},
-		{"api.kubeconfig", c.API.Kubeconfig, true}, {"flows.tlsDir", c.Flows.TLSDir, true},
+		{"api.kubeconfig", c.API.Kubeconfig, true}, {"flows.tlsDir", c.Flows.TLSDir, true}, {"relay.tlsDir", c.Relay.TLSDir, true},
 	} {
 		if path.optional && path.value == "" {
 			continue
