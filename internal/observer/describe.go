@@ -1,7 +1,6 @@
 package observer
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -220,10 +219,8 @@ func (s *Server) denial(p *part, rule *policy.RuleRef) (text string, misses []st
 	if len(isolating) > 0 && rule.Kind != policy.Builtin {
 		text = "no rule of " + strings.Join(isolating, ", ") + " allowed it"
 	}
-	nearest := slices.Clone(e.Misses)
-	slices.SortStableFunc(nearest, func(a, b policy.Miss) int { return cmp.Compare(len(a.Why), len(b.Why)) })
-	for _, m := range nearest {
-		misses = append(misses, m.Ref.String()+" "+m.Path+": "+strings.Join(m.Why, "; "))
+	for _, m := range e.Misses {
+		misses = append(misses, m.String())
 	}
 	if len(misses) > 0 {
 		text += "; nearest miss " + misses[0]

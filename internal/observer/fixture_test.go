@@ -126,8 +126,8 @@ func newServer(t testing.TB, keep int, flows ...flow.Flow) *Server {
 			e := policy.Explanation{
 				Policies: []policy.Selecting{{Ref: refNone.Ref, Isolates: true}, {Ref: policy.Ref{Kind: policy.NetworkPolicy, Namespace: "shop", Name: "all"}, Isolates: true}},
 				Misses: []policy.Miss{
-					{RuleRef: *refIngress, Why: []string{"peer label app=curl, want app=web", "namespace default, want shop"}},
 					{RuleRef: policy.RuleRef{Ref: refNone.Ref, Way: way, Path: "spec.ingress[0]"}, Why: []string{"port 5432/TCP, want 5433/TCP"}},
+					{RuleRef: *refIngress, Why: []string{"peer label app=curl, want app=web", "namespace default, want shop"}},
 				},
 			}
 			e.Rule = *refNone

@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
 
 // Explanation says how a verdict came about.
@@ -14,7 +15,7 @@ type Explanation struct {
 	Policies []Selecting
 	// Matching are the rules that match peer and port, in the order in which they decide: denials of the normal tier before its allowances.
 	Matching []MatchingRule
-	// Misses are, where no rule allowed the connection, the rules of the normal tier that came nearest to it: a few of each policy.
+	// Misses are, where no rule allowed the connection, the rules of the normal tier that came near: a few of each policy, the nearest first.
 	Misses []Miss
 }
 
@@ -41,6 +42,11 @@ type MatchingRule struct {
 type Miss struct {
 	RuleRef
 	Why []string // "peer label app=web, want app=client", "port 81/TCP, want 80/TCP"
+}
+
+// String names the rule and what is missing: "NetworkPolicy shop/db spec.ingress[0]: port 81/TCP, want 80/TCP".
+func (m Miss) String() string {
+	return m.Ref.String() + " " + m.Path + ": " + strings.Join(m.Why, "; ")
 }
 
 // missesOfPolicy is how many rules of one policy are worth a look.
@@ -129,15 +135,16 @@ func (p Port) has(protocol Protocol, port uint16) bool {
 
 // misses returns the rules of the normal tier that would allow the connection if little was otherwise.
 func misses(set Set, way Way, peer *Peer, protocol Protocol, port uint16) []Miss {
-	var out []Miss
+	type candidate struct {
+		Miss
+		distance int
+	}
+	nearest := func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) }
+	var all []candidate
 	q := question{set: set, way: way, peer: peer, protocol: protocol, port: port}
 	for _, p := range sorted(set.Policies) {
 		if p.Tier != Normal {
 			continue
-		}
-		type candidate struct {
-			Miss
-			distance int
 		}
 		var near []candidate
 		for i := range p.Of(way).Rules {
@@ -149,10 +156,13 @@ func misses(set Set, way Way, peer *Peer, protocol Protocol, port uint16) []Miss
 				near = append(near, candidate{Miss{RuleRef{p.Ref, way, r.Path}, why}, distance})
 			}
 		}
-		slices.SortStableFunc(near, func(a, b candidate) int { return cmp.Compare(a.distance, b.distance) })
-		for _, c := range near[:min(len(near), missesOfPolicy)] {
-			out = append(out, c.Miss)
-		}
+		slices.SortStableFunc(near, nearest)
+		all = append(all, near[:min(len(near), missesOfPolicy)]...)
+	}
+	slices.SortStableFunc(all, nearest)
+	var out []Miss
+	for _, c := range all {
+		out = append(out, c.Miss)
 	}
 	return out
 }

@@ -31,6 +31,7 @@ func TestExplain(t *testing.T) {
 	}}}
 	deny := &Policy{Ref: Ref{CiliumNetworkPolicy, "a", "deny"}, Tier: Normal, Ingress: Direction{Rules: []Rule{
 		{Path: "spec.ingressDeny[0]", Action: Deny, Peers: []Selector{{Kind: SelectEntity, Entity: EntityRemoteNode}}}}}}
+	far := &Policy{Ref: Ref{NetworkPolicy, "a", "far"}, Tier: Normal, Ingress: Direction{Isolates: true, Rules: []Rule{rule(0, tcp(443), pods("b", "", ""))}}}
 	open := &Policy{Ref: Ref{ClusterNetworkPolicy, "", "open"}, Tier: Admin, Priority: 5, Ingress: Direction{Rules: []Rule{
 		{Path: "spec.ingress[0]", Peers: []Selector{pods("ops", "", "")}}}}}
 	set := Set{Policies: []*Policy{web, deny, open}, Ports: []NamedPort{{"http", TCP, 8080}}}
@@ -67,6 +68,11 @@ matches NetworkPolicy a/web ingress spec.ingress[2]: normal allow, decides false
 near NetworkPolicy a/web ingress spec.ingress[2]: peer address 203.0.113.1, want one in 10.0.0.0/8
 near NetworkPolicy a/web ingress spec.ingress[3]: peer is outside the cluster, want pods !old in namespaces with env in (prod, test)
 near NetworkPolicy a/web ingress spec.ingress[0]: peer is outside the cluster, want pods app=client in namespace a; port 443/TCP, want 80/TCP`},
+		{"the nearest of all policies first", Set{Policies: []*Policy{far, web}}, pod("a", Label{"app", "client"}), 81, `normal: NetworkPolicy a/far ingress (no rule matches), allow false
+near NetworkPolicy a/web ingress spec.ingress[0]: port 81/TCP, want 80/TCP
+near NetworkPolicy a/web ingress spec.ingress[2]: peer address 10.1.2.3 is excepted by 10.1.0.0/16
+near NetworkPolicy a/web ingress spec.ingress[3]: namespace label env=dev, want env in (prod, test)
+near NetworkPolicy a/far ingress spec.ingress[0]: namespace a, want b; port 81/TCP, want 443/TCP`},
 	} {
 		if got := text(Explain(k.set, Ingress, k.peer, TCP, k.port)); got != k.want {
 			t.Errorf("%s:\n%s\nwant\n%s", k.name, got, k.want)

@@ -7,12 +7,12 @@ import (
 
 // Denial explains what policies say of now to a direction of a flow. Both ends are taken as they were then; false: it is not judged here.
 func (s Sources) Denial(f *flow.Flow, way policy.Way) (policy.Explanation, bool) {
-	own, other, at, port := &f.From, &f.To, f.Target.Addr(), f.Target.Port()
+	own, other, c := &f.From, &f.To, Connection{Way: way, Peer: f.Target.Addr(), Protocol: f.Protocol, Port: f.Target.Port()}
 	if way == policy.Ingress {
-		own, other, at = other, own, f.Source.Addr()
+		own, other, c.Peer = other, own, f.Source.Addr()
 	}
 	if f.Protocol == policy.ICMP || f.Protocol == policy.ICMPv6 {
-		port = f.ICMP
+		c.Port = f.ICMP
 	}
 	if !own.Local || own.Kind == policy.PodPeer && own.Pod == nil {
 		return policy.Explanation{}, false
@@ -21,12 +21,17 @@ func (s Sources) Denial(f *flow.Flow, way policy.Way) (policy.Explanation, bool)
 	if own.Pod != nil {
 		name, subject = own.Pod.Key(), s.asThen(own)
 	}
-	peer := s.peerAt(at)
+	peer := s.peerAt(c.Peer)
 	if other.Pod != nil {
 		then := s.asThen(other)
 		then.Prefix, then.APIServer, then.Services = peer.Prefix, peer.APIServer, peer.Services
 		peer = then
 	}
+	return s.explanation(name, subject, peer, c), true
+}
+
+// explanation is what policies say of now to a connection of a local pod, or for the name "" of this node, with a peer.
+func (s Sources) explanation(name string, subject, peer policy.Peer, c Connection) policy.Explanation {
 	set := policy.Set{Mode: s.modeOf(name), Ports: subject.Ports}
 	for p := range s.State.Policies.Snapshot().All() {
 		for i := range p.Specs {
@@ -35,7 +40,7 @@ func (s Sources) Denial(f *flow.Flow, way policy.Way) (policy.Explanation, bool)
 			}
 		}
 	}
-	return policy.Explain(set, way, &peer, f.Protocol, port), true
+	return policy.Explain(set, c.Way, &peer, c.Protocol, c.Port)
 }
 
 // asThen is the pod of an end as selectors saw it; its namespace's labels are those of now.

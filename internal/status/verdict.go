@@ -384,17 +384,8 @@ func (s Sources) misses(own end, c Connection) (out []string) {
 	if own.host {
 		name = ""
 	}
-	subject, peer := s.peerOfPod(name), s.peerAt(c.Peer)
-	set := policy.Set{Mode: s.modeOf(name), Ports: subject.Ports}
-	for p := range s.State.Policies.Snapshot().All() {
-		for i := range p.Specs {
-			if spec := &p.Specs[i]; spec.Node == (name == "") && spec.Subject.Matches(&subject) {
-				set.Policies = append(set.Policies, spec)
-			}
-		}
-	}
-	for _, m := range policy.Explain(set, c.Way, &peer, c.Protocol, c.Port).Misses {
-		out = append(out, m.Ref.String()+" "+m.Path+": "+strings.Join(m.Why, "; "))
+	for _, m := range s.explanation(name, s.peerOfPod(name), s.peerAt(c.Peer), c).Misses {
+		out = append(out, m.String())
 	}
 	return out
 }
