@@ -18,6 +18,7 @@ import (
 	"helm.sh/helm/v3/pkg/strvals"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -103,7 +104,7 @@ func mustRender(t *testing.T, sets ...string) rendered {
 func decode(t *testing.T, name, text string) []runtime.Object {
 	t.Helper()
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, appsv1.AddToScheme, rbacv1.AddToScheme, policyv1.AddToScheme, apiextensionsv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
 		}
@@ -211,7 +212,7 @@ func asMap(t *testing.T, text string) map[string]any {
 // RBAC is reviewed as a whole: the golden file is every rule there is.
 func TestRBAC(t *testing.T) {
 	var b strings.Builder
-	for _, object := range mustRender(t).objects {
+	for _, object := range mustRender(t, "hubble.relay.enabled=true").objects {
 		switch o := object.(type) {
 		case *rbacv1.ClusterRole:
 			writeRules(&b, "ClusterRole "+o.Name, o.Rules)
@@ -224,6 +225,24 @@ func TestRBAC(t *testing.T) {
 		}
 	}
 	golden(t, "testdata/rbac.txt", b.String())
+
+	// Without certificates to make nobody reads or writes a Secret.
+	for _, sets := range [][]string{nil, {"hubble.relay.enabled=true", "hubble.tls.auto.enabled=false"}} {
+		for _, object := range mustRender(t, sets...).objects {
+			var rules []rbacv1.PolicyRule
+			switch o := object.(type) {
+			case *rbacv1.ClusterRole:
+				rules = o.Rules
+			case *rbacv1.Role:
+				rules = o.Rules
+			}
+			for _, rule := range rules {
+				if slices.Contains(rule.Resources, "secrets") {
+					t.Errorf("with %q somebody may %v secrets", sets, rule.Verbs)
+				}
+			}
+		}
+	}
 
 	// In kubernetes mode nobody but the controller-manager gives nodes their CIDRs.
 	for _, rule := range get[*rbacv1.ClusterRole](t, mustRender(t, "ipam.mode=kubernetes"), "strait-operator").Rules {

@@ -50,6 +50,18 @@ func TestFamiliarNames(t *testing.T) {
 		{"hubble.enabled=false", "flows.enabled", "false", func(c config.Config) any { return c.Flows.Enabled }},
 		{"hubble.eventBufferCapacity=4095", "flows.keep", "4095", func(c config.Config) any { return c.Flows.Keep }},
 		{"hubble.eventRingSize=65536", "flows.ring", "65536", func(c config.Config) any { return c.Flows.Ring }},
+		{"hubble.listenAddress=:4000", "flows.listen", "", listen}, // without a relay nobody asks
+		{"hubble.relay.enabled=true", "flows.listen", ":4244", listen},
+		{"hubble.relay.enabled=true", "flows.tlsDir", "/etc/strait-tls", func(c config.Config) any { return c.Flows.TLSDir }},
+		{"hubble.relay.enabled=true hubble.listenAddress=:4000", "flows.listen", ":4000", listen},
+		{"hubble.relay.enabled=true", "relay.peer", "hubble-peer.kube-system.svc:443", func(c config.Config) any { return c.Relay.Peer }},
+		{"hubble.relay.enabled=true", "relay.listen", ":4246", func(c config.Config) any { return c.Relay.Listen }},
+		{"hubble.relay.enabled=true", "relay.tlsDir", "/etc/strait-tls", func(c config.Config) any { return c.Relay.TLSDir }},
+		{"hubble.relay.enabled=true hubble.relay.prometheus.port=9000", "relay.metricsAddress", ":9000", func(c config.Config) any { return c.Relay.MetricsAddress }},
+		{"hubble.relay.enabled=true hubble.relay.prometheus.enabled=false", "relay.metricsAddress", "", func(c config.Config) any { return c.Relay.MetricsAddress }},
+		{"hubble.relay.enabled=true", "operator.certificates.enabled", "true", certificates},
+		{"hubble.relay.enabled=true hubble.tls.auto.enabled=false", "operator.certificates.enabled", "false", certificates},
+		{"hubble.relay.enabled=true hubble.tls.auto.certValidityDuration=30", "operator.certificates.validity", "720h0m0s", func(c config.Config) any { return c.Operator.Certificates.Validity }},
 		{"policyAuditMode=true", "policy.audit", "true", func(c config.Config) any { return c.Policy.Audit }},
 		{"socketLB.enabled=false", "socketLB.enabled", "false", socketLB},
 		{"hostServices.enabled=false", "socketLB.enabled", "false", socketLB},
@@ -121,6 +133,10 @@ func TestRefused(t *testing.T) {
 		{"ipam.operator.clusterPoolIPv4PodCIDRList={10.1.0.0/16} ipam.operator.clusterPoolIPv4PodCIDR=10.2.0.0/16", []string{`ipam.operator.clusterPoolIPv4PodCIDR: "10.2.0.0/16": means IPv4 pod CIDR 10.2.0.0/16, but`}},
 		{"ipam.operator.clusterPoolIPv4PodCIDRList={fd00::/48}", []string{`ipam.operator.clusterPoolIPv4PodCIDRList: ["fd00::/48"]: want an IPv4 CIDR`}},
 		{"ipv4NativeRoutingCIDR=10.0.0.0/8", []string{`ipv4NativeRoutingCIDR: "10.0.0.0/8": means IPv4 pod CIDR 10.0.0.0/8, but ipam.operator.clusterPoolIPv4PodCIDRList: [] means IPv4 pod CIDR 10.244.0.0/16`}},
+		{"hubble.relay.enabled=true hubble.enabled=false", []string{`hubble.relay.enabled: true: hubble.enabled is false`}},
+		{"hubble.relay.enabled=true hubble.listenAddress=", []string{`hubble.listenAddress: "": the relay asks agents there`, `want ":port"`}},
+		{"hubble.relay.enabled=true hubble.listenAddress=127.0.0.1:4244", []string{`hubble.listenAddress: "127.0.0.1:4244": the relay asks agents there`}},
+		{"hubble.relay.enabled=true hubble.relay.prometheus.port=4246", []string{`hubble.relay.prometheus.port: 4246: the relay serves its clients there`}},
 		{"k8sServicePort=6443", []string{`k8sServicePort: 6443: k8sServiceHost is empty`}},
 		{"k8sServiceHost=https://a", []string{`k8sServiceHost: "https://a": want a host name or an address`}},
 		{"k8sServiceHost=auto", []string{`k8sServiceHost: "auto": want a host name`}},
@@ -138,6 +154,8 @@ func TestRefused(t *testing.T) {
 		{"image.pullPolicy=Sometimes", []string{"pullPolicy"}},
 		{"maps.conntrack=1", []string{"conntrack"}},
 		{"k8sServiceHost=a k8sServicePort=x", []string{"k8sServicePort"}},
+		{"hubble.tls.auto.certValidityDuration=1000", []string{"certValidityDuration"}},
+		{"hubble.ui.enabled=true", []string{"ui"}},
 		{"bpf=null", []string{"bpf"}},
 	} {
 		t.Run(c.sets, func(t *testing.T) {
@@ -161,4 +179,7 @@ func mode(c config.Config) any     { return string(c.Services.Mode) }
 func poolV4(c config.Config) any   { return c.IPAM.PodCIDRv4 }
 func poolV6(c config.Config) any   { return c.IPAM.PodCIDRv6 }
 func server(c config.Config) any   { return c.API.Server }
+func listen(c config.Config) any   { return c.Flows.Listen }
 func devices(c config.Config) any  { return strings.Join(c.Devices, " ") }
+
+func certificates(c config.Config) any { return c.Operator.Certificates.Enabled }

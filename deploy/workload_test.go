@@ -95,13 +95,48 @@ func TestOperator(t *testing.T) {
 	}
 }
 
-// A change of the configuration restarts the pods, any other change of the chart's version or an unrelated value does not.
+// A change of the configuration restarts the pods that read it, any other change of the chart's version or an unrelated value does not.
 func TestChecksum(t *testing.T) {
-	sum := func(sets ...string) string {
-		return get[*appsv1.DaemonSet](t, mustRender(t, sets...), "strait-agent").Spec.Template.Annotations["checksum/config"]
+	const relay = "hubble.relay.enabled=true"
+	sums := func(sets ...string) map[string]string {
+		out := map[string]string{}
+		for _, object := range mustRender(t, sets...).objects {
+			switch o := object.(type) {
+			case *appsv1.DaemonSet:
+				out[o.Name] = o.Spec.Template.Annotations["checksum/config"]
+			case *appsv1.Deployment:
+				out[o.Name] = o.Spec.Template.Annotations["checksum/config"]
+			}
+		}
+		return out
 	}
-	if base := sum(); base == "" || base == sum("routingMode=native") || base != sum("operator.replicas=1") {
-		t.Errorf("checksum %q does not follow the configuration alone", base)
+	for _, c := range []struct {
+		before, after []string
+		restarts      []string
+	}{
+		{nil, []string{"routingMode=native"}, []string{"strait-agent", "strait-operator"}},
+		{nil, []string{"operator.replicas=1"}, nil},
+		{nil, []string{"operator.prometheus.port=9000"}, []string{"strait-operator"}},
+		{nil, []string{relay}, []string{"strait-agent", "strait-operator"}},
+		{[]string{relay}, []string{relay, "hubble.relay.replicas=3"}, nil},
+		{[]string{relay}, []string{relay, "hubble.relay.prometheus.port=9000"}, []string{"strait-relay"}},
+		{[]string{relay}, []string{relay, "hubble.tls.auto.certValidityDuration=30"}, []string{"strait-operator"}},
+		{[]string{relay}, []string{relay, "hubble.listenAddress=:4000"}, []string{"strait-agent", "strait-operator", "strait-relay"}},
+	} {
+		before, after := sums(c.before...), sums(c.after...)
+		var restarts []string
+		for name, sum := range before {
+			if sum == "" {
+				t.Errorf("%s has no checksum", name)
+			}
+			if after[name] != sum {
+				restarts = append(restarts, name)
+			}
+		}
+		slices.Sort(restarts)
+		if !slices.Equal(restarts, c.restarts) {
+			t.Errorf("from %q to %q restarts %v, want %v", c.before, c.after, restarts, c.restarts)
+		}
 	}
 }
 
@@ -133,6 +168,12 @@ func TestExtras(t *testing.T) {
 }
 
 func TestNotes(t *testing.T) {
+	if notes := mustRender(t).notes; strings.Contains(notes, "relay") {
+		t.Errorf("notes tell of a relay that there is not:\n%s", notes)
+	}
+	if notes := mustRender(t, "hubble.relay.enabled=true").notes; !strings.Contains(notes, "hubble observe --port-forward") || strings.Contains(notes, "hubble.tls.auto") {
+		t.Errorf("notes do not say how to use the relay:\n%s", notes)
+	}
 	notes := mustRender(t, "installNoConntrackIptablesRules=true", "routingMode=native", "network=flat").notes
 	for _, want := range []string{"network flat, routing native", "installNoConntrackIptablesRules: nothing had to be done", "k8sServiceHost is not set", "strait status"} {
 		if !strings.Contains(notes, want) {

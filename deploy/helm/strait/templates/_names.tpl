@@ -18,9 +18,14 @@ app.kubernetes.io/part-of: strait
 {{- end }}
 {{- end -}}
 
-{{/* (root, own, prometheus): a change of the configuration restarts the pods, because it is read once. */}}
+{{/*
+(root, own, prometheus, others): a change of the configuration restarts the pods, because it is read once; not one of the parts that
+only other components read.
+*/}}
 {{- define "strait.podAnnotations" -}}
-checksum/config: {{ include "strait.config" (index . 0) | sha256sum }}
+{{- $config := include "strait.resolve" (index . 0) | fromJson -}}
+{{- range index . 3 }}{{ $_ := unset $config . }}{{ end -}}
+checksum/config: {{ $config | toYaml | sha256sum }}
 {{- with index . 2 }}
 {{- if .enabled }}
 prometheus.io/scrape: "true"
@@ -42,4 +47,14 @@ httpGet:
   host: 127.0.0.1
   port: {{ int (index . 0).port }}
   path: {{ index . 1 }}
+{{- end -}}
+
+{{/* Where agents and relay have ca.crt, tls.crt and tls.key. */}}
+{{- define "strait.tlsDir" -}}
+/etc/strait-tls
+{{- end -}}
+
+{{/* (address): its port. */}}
+{{- define "strait.port" -}}
+{{ regexFind "[0-9]+$" . }}
 {{- end -}}

@@ -1,7 +1,7 @@
 {{/*
 How values become config.yaml.
 
-A resolution is a dict that the templates below fill: values (read), config (the result), claims (what was asked for so far, by
+A resolution is a dict that the templates below fill: values and namespace (read), config (the result), claims (what was asked for so far, by
 subject, with the field that asked), problems (texts). They print nothing. "strait.config" runs them all and ends the rendering
 with every problem found, in the form of the agent's own messages: field, value, what would be accepted.
 */}}
@@ -11,8 +11,8 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- end -}}
 
 {{- define "strait.resolve" -}}
-{{- $r := dict "values" .Values "config" dict "claims" dict "problems" list -}}
-{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "policy" "flows" "log" "rest" -}}
+{{- $r := dict "values" .Values "namespace" .Release.Namespace "config" dict "claims" dict "problems" list -}}
+{{- range list "family" "routing" "network" "services" "ipam" "api" "devices" "policy" "flows" "log" "rest" "relay" -}}
 {{- include (print "strait.resolve." .) $r -}}
 {{- end -}}
 {{- with $r.problems -}}
@@ -226,8 +226,17 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- end -}}
 
 {{- define "strait.resolve.flows" -}}
-{{- $h := .values.hubble -}}
-{{- $_ := set .config "flows" (dict "enabled" $h.enabled "keep" (int $h.eventBufferCapacity) "ring" (int $h.eventRingSize) "listen" "" "tlsDir" "") -}}
+{{- $h := .values.hubble -}}{{- $relay := $h.relay.enabled -}}
+{{- if and $relay (not $h.enabled) -}}
+{{- include "strait.refuse" (list . "hubble.relay.enabled" true "hubble.enabled is false, so that agents have nothing to tell; want both, or no relay") -}}
+{{- end -}}
+{{- if and $relay (not (regexMatch "^(0\\.0\\.0\\.0|\\[::\\])?:[1-9][0-9]*$" $h.listenAddress)) -}}
+{{- include "strait.refuse" (list . "hubble.listenAddress" $h.listenAddress "the relay asks agents there, on each node's own address; want \":port\"") -}}
+{{- end -}}
+{{- $flows := dict "enabled" $h.enabled "keep" (int $h.eventBufferCapacity) "ring" (int $h.eventRingSize) -}}
+{{- $_ := set $flows "listen" (ternary $h.listenAddress "" $relay) -}}
+{{- $_ := set $flows "tlsDir" (ternary (include "strait.tlsDir" .) "" $relay) -}}
+{{- $_ := set .config "flows" $flows -}}
 {{- end -}}
 
 {{- define "strait.resolve.log" -}}
@@ -253,4 +262,18 @@ with every problem found, in the form of the agent's own messages: field, value,
 {{- $_ := set $c "cni" (dict "binDir" $v.cni.binPath "confDir" $v.cni.confPath "install" $v.cni.install "exclusive" $v.cni.exclusive) -}}
 {{- $_ := set $c "metricsAddress" (ternary (printf ":%d" (int $v.prometheus.port)) "" $v.prometheus.enabled) -}}
 {{- $_ := set $c "operator" (dict "lease" $v.operator.lease "metricsAddress" (ternary (printf ":%d" (int $v.operator.prometheus.port)) "" $v.operator.prometheus.enabled)) -}}
+{{- end -}}
+
+{{- define "strait.resolve.relay" -}}
+{{- $h := .values.hubble -}}{{- $on := $h.relay.enabled -}}{{- $port := int $h.relay.prometheus.port -}}
+{{- if and $on $h.relay.prometheus.enabled (has $port (list 4245 4246)) -}}
+{{- include "strait.refuse" (list . "hubble.relay.prometheus.port" $port "the relay serves its clients there; want another port") -}}
+{{- end -}}
+{{- $certificates := dict "enabled" (and $on $h.tls.auto.enabled) "validity" (printf "%dh" (mul 24 (int $h.tls.auto.certValidityDuration))) -}}
+{{- $_ := set .config.operator "certificates" $certificates -}}
+{{- $relay := dict "local" "127.0.0.1:4245" "metricsAddress" (ternary (printf ":%d" $port) "" $h.relay.prometheus.enabled) -}}
+{{- $_ := set $relay "peer" (ternary (printf "hubble-peer.%s.svc:443" .namespace) "" $on) -}}
+{{- $_ := set $relay "listen" (ternary ":4246" "" $on) -}}
+{{- $_ := set $relay "tlsDir" (ternary (include "strait.tlsDir" .) "" $on) -}}
+{{- $_ := set .config "relay" $relay -}}
 {{- end -}}
