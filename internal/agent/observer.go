@@ -14,6 +14,7 @@ import (
 	"github.com/strait-net/strait/internal/flow"
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/observer"
+	"github.com/strait-net/strait/internal/observer/wire"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/status"
@@ -55,7 +56,7 @@ func (a *agent) serveFlows(ctx context.Context) error {
 
 // serveFlowsByTLS goes on without certificates or the address until they are there: the node forwards without it.
 func (a *agent) serveFlowsByTLS(ctx context.Context, server *observer.Server) error {
-	certificates := observer.NewCertificates(a.cfg.Flows.TLSDir)
+	certificates := wire.NewCertificates(a.cfg.Flows.TLSDir)
 	report := func(err error) {
 		if err != nil {
 			a.report(observerSubject, err)
@@ -70,7 +71,7 @@ func (a *agent) serveFlowsByTLS(ctx context.Context, server *observer.Server) er
 			var config net.ListenConfig
 			listener, err := config.Listen(ctx, "tcp", a.cfg.Flows.Listen)
 			if err == nil {
-				err = server.Serve(ctx, listener, certificates.Option())
+				err = server.Serve(ctx, listener, certificates.Server())
 			}
 			if ctx.Err() != nil {
 				return ctx.Err()

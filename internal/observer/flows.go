@@ -7,16 +7,38 @@ import (
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
+	relaypb "github.com/cilium/cilium/api/v1/relay"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strait-net/strait/internal/flow"
+	"github.com/strait-net/strait/internal/observer/wire"
 )
 
-// disorder is how far flows may be out of order of time in the store.
-const disorder = time.Second
+const (
+	// disorder is how far flows may be out of order of time in the store.
+	disorder = time.Second
+	// delay is how long a flow may be on its way from the kernel into the store.
+	delay = 200 * time.Millisecond
+	// Beats may be asked for this often.
+	minBeat, maxBeat = 10 * time.Millisecond, time.Hour
+)
+
+// beatsOf is how often the client wants to hear that the node is there; 0: never.
+func beatsOf(ctx context.Context) (time.Duration, error) {
+	values := metadata.ValueFromIncomingContext(ctx, wire.Beat)
+	if len(values) == 0 {
+		return 0, nil
+	}
+	every, err := time.ParseDuration(values[0])
+	if err != nil || every < minBeat || every > maxBeat || len(values) > 1 {
+		return 0, status.Errorf(codes.InvalidArgument, "metadata %s: %q: want one time from %v to %v, such as %v", wire.Beat, values, minBeat, maxBeat, wire.BeatEvery)
+	}
+	return every, nil
+}
 
 // span is the part of what is remembered that a request asks for.
 type span struct {
@@ -74,7 +96,11 @@ func (s *Server) GetFlows(req *observerpb.GetFlowsRequest, stream grpc.ServerStr
 	if err != nil {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
-	r := &reading{server: s, span: at, filters: choose, mask: only, send: stream.Send}
+	every, err := beatsOf(stream.Context())
+	if err != nil {
+		return err
+	}
+	r := &reading{server: s, span: at, filters: choose, mask: only, every: every, stream: stream}
 	err = r.run(stream.Context())
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return status.FromContextError(err).Err()
@@ -88,20 +114,31 @@ type reading struct {
 	server *Server
 	span
 	filters
-	mask mask
-	send func(*observerpb.GetFlowsResponse) error
+	mask   mask
+	every  time.Duration // of beats; 0: none
+	stream grpc.ServerStreamingServer[observerpb.GetFlowsResponse]
 
 	cursor *flow.Cursor
 	newest uint64 // when reading began: where it ends unless it follows
 	skip   uint64 // parts at the beginning that are more than asked for
 	sent   uint64
+	spoke  time.Time // when the client was told something last, if there are beats
 	parts  []part
 }
 
 func (r *reading) run(ctx context.Context) error {
 	r.begin()
+	if err := r.beat(time.Time{}); err != nil {
+		return err
+	}
 	for {
 		f, missed, err := r.next(ctx)
+		if errors.Is(err, errSilence) {
+			if err := r.beat(time.Now().Add(-delay)); err != nil {
+				return err
+			}
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -116,13 +153,33 @@ func (r *reading) run(ctx context.Context) error {
 		if done, err := r.tell(f); done || err != nil {
 			return err
 		}
+		if r.every > 0 && time.Since(r.spoke) >= r.every { // many flows, none of them wanted
+			if err := r.beat(f.Time.Add(-delay)); err != nil {
+				return err
+			}
+		}
 	}
 }
 
+// errSilence says that nothing has come for as long as the client is to be left alone.
+var errSilence = errors.New("silence")
+
 // next returns nil when there is no more.
 func (r *reading) next(ctx context.Context) (*flow.Flow, uint64, error) {
-	if r.follow {
+	if r.follow && r.every == 0 {
 		f, missed, err := r.cursor.Next(ctx)
+		return &f, missed, err
+	}
+	if r.follow {
+		if f, missed, ok := r.cursor.Try(); ok {
+			return &f, missed, nil
+		}
+		wait, cancel := context.WithDeadlineCause(ctx, r.spoke.Add(r.every), errSilence)
+		defer cancel()
+		f, missed, err := r.cursor.Next(wait)
+		if err != nil {
+			err = context.Cause(wait)
+		}
 		return &f, missed, err
 	}
 	f, missed, ok := r.cursor.Try()
@@ -161,6 +218,30 @@ func (r *reading) tell(f *flow.Flow) (done bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+func (r *reading) send(answer *observerpb.GetFlowsResponse) error {
+	if r.every > 0 {
+		defer func() { r.spoke = time.Now() }()
+	}
+	return r.stream.Send(answer)
+}
+
+// beat says, to who wants to know, that the node is there, and up to when it has told everything; zero: that is not known.
+func (r *reading) beat(upTo time.Time) error {
+	if r.every == 0 {
+		return nil
+	}
+	answer := &observerpb.GetFlowsResponse{
+		NodeName: r.server.nodeName,
+		ResponseTypes: &observerpb.GetFlowsResponse_NodeStatus{NodeStatus: &relaypb.NodeStatusEvent{
+			StateChange: relaypb.NodeState_NODE_CONNECTED, NodeNames: []string{r.server.nodeName},
+		}},
+	}
+	if !upTo.IsZero() {
+		answer.Time = timestamppb.New(upTo)
+	}
+	return r.send(answer)
 }
 
 func (r *reading) lost(where flowpb.LostEventSource, n uint64, at time.Time) error {

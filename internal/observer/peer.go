@@ -1,29 +1,45 @@
 package observer
 
 import (
+	"strconv"
+
 	peerpb "github.com/cilium/cilium/api/v1/peer"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/strait-net/strait/internal/observer/wire"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/table"
 )
 
-// ServerName is what the certificates of observers are for: all nodes have the same, it is the client that has to be known to them.
-const ServerName = "observer.strait.dev"
-
-// Notify implements peerpb.PeerServer: which nodes there are, then every change.
+// Notify implements peerpb.PeerServer: which nodes there are, then every change. Who asks an agent that does not know them yet has to wait: a
+// part of them would look like nodes that are gone.
 func (s *Server) Notify(_ *peerpb.NotifyRequest, stream grpc.ServerStreamingServer[peerpb.ChangeNotification]) error {
+	select {
+	case <-stream.Context().Done():
+		return status.FromContextError(stream.Context().Err()).Err()
+	case <-s.c.State.Nodes.Initialized():
+	}
 	nodes := s.c.State.Nodes.Changes()
 	defer nodes.Close()
 	told := map[string]string{} // node -> address
-	for {
+	for first := true; ; first = false {
 		changes, more := nodes.Next()
+		var notices []*peerpb.ChangeNotification
 		for _, c := range changes {
 			if n := s.notice(told, c); n != nil {
-				if err := stream.Send(n); err != nil {
-					return err
-				}
+				notices = append(notices, n)
+			}
+		}
+		if first {
+			if err := stream.SendHeader(metadata.Pairs(wire.Peers, strconv.Itoa(len(notices)))); err != nil {
+				return err
+			}
+		}
+		for _, n := range notices {
+			if err := stream.Send(n); err != nil {
+				return err
 			}
 		}
 		select {
@@ -40,7 +56,7 @@ func (s *Server) notice(told map[string]string, c table.Change[state.Node]) *pee
 	old, known := told[c.Row.Name]
 	out := &peerpb.ChangeNotification{Name: absolute(s.c.Cluster, c.Row.Name), Address: address, Type: peerpb.ChangeNotificationType_PEER_ADDED}
 	if s.c.Port != 0 {
-		out.Tls = &peerpb.TLS{ServerName: ServerName}
+		out.Tls = &peerpb.TLS{ServerName: wire.ObserverName}
 	}
 	switch {
 	case c.Deleted && !known, !c.Deleted && known && old == address:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,10 +13,12 @@ import (
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
 	peerpb "github.com/cilium/cilium/api/v1/peer"
+	relaypb "github.com/cilium/cilium/api/v1/relay"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
 	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -23,6 +26,7 @@ import (
 
 	"github.com/strait-net/strait/internal/flow"
 	"github.com/strait-net/strait/internal/localapi"
+	"github.com/strait-net/strait/internal/observer/wire"
 	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 )
@@ -309,6 +313,7 @@ func TestReflection(t *testing.T) {
 
 func TestPeers(t *testing.T) {
 	s := newServer(t, 8)
+	known := s.c.State.Nodes.Register("test")
 	conn := serve(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -319,9 +324,18 @@ func TestPeers(t *testing.T) {
 	want := func(text string) {
 		t.Helper()
 		n, err := stream.Recv()
-		if err != nil || n.GetName()+" "+n.GetAddress()+" "+n.GetType().String() != text || n.GetTls().GetServerName() != ServerName {
+		if err != nil || n.GetName()+" "+n.GetAddress()+" "+n.GetType().String() != text || n.GetTls().GetServerName() != wire.ObserverName {
 			t.Fatalf("%v, %v; want %s", n, err, text)
 		}
+	}
+	time.AfterFunc(10*time.Millisecond, known)
+	if header, err := stream.Header(); err != nil || !slices.Equal(header.Get(wire.Peers), []string{"2"}) {
+		t.Errorf("header %v, %v", header, err)
+	}
+	select {
+	case <-s.c.State.Nodes.Initialized():
+	default:
+		t.Error("told before all nodes are known")
 	}
 	want("blue/n1 172.18.0.2:4244 PEER_ADDED")
 	want("blue/n2 [fd00::3]:4244 PEER_ADDED")
@@ -389,5 +403,103 @@ func TestAgentEventsForgetTheOldest(t *testing.T) {
 	events, position, _ := a.after(0)
 	if len(events) == 0 || len(events) > keptAgentEvents || position != 3*keptAgentEvents {
 		t.Errorf("%d events up to %d", len(events), position)
+	}
+}
+
+// TestBeats: who asks for them hears at the beginning and in times of silence that the node is there; others never do.
+func TestBeats(t *testing.T) {
+	s := newServer(t, 64, sample()...)
+	conn := serve(t, s)
+	ask := func(every string, q *observerpb.GetFlowsRequest) grpc.ServerStreamingClient[observerpb.GetFlowsResponse] {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		t.Cleanup(cancel)
+		stream, err := observerpb.NewObserverClient(conn).GetFlows(metadata.AppendToOutgoingContext(ctx, wire.Beat, every), q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	receive := func(stream grpc.ServerStreamingClient[observerpb.GetFlowsResponse]) *observerpb.GetFlowsResponse {
+		t.Helper()
+		r, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	beat := func(stream grpc.ServerStreamingClient[observerpb.GetFlowsResponse]) *timestamppb.Timestamp {
+		t.Helper()
+		r := receive(stream)
+		if n := r.GetNodeStatus(); n.GetStateChange() != relaypb.NodeState_NODE_CONNECTED || !slices.Equal(n.GetNodeNames(), []string{"blue/n1"}) || r.NodeName != "blue/n1" {
+			t.Fatalf("%v, want a beat", r)
+		}
+		return r.Time
+	}
+	stream := ask("500ms", &observerpb.GetFlowsRequest{Number: 2}) // a reading that ends
+	if at := beat(stream); at != nil {
+		t.Errorf("the first beat knows a time: %v", at)
+	}
+	for range 2 {
+		if r := receive(stream); r.GetFlow() == nil {
+			t.Errorf("%v, want a flow", r)
+		}
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("at the end: %v", err)
+	}
+
+	stream = ask("20ms", &observerpb.GetFlowsRequest{Follow: true})
+	beat(stream)
+	var last time.Time
+	for range 3 {
+		begin := time.Now()
+		at := beat(stream).AsTime()
+		if behind := begin.Sub(at); at.Before(last) || behind < delay-50*time.Millisecond || behind > 10*time.Second {
+			t.Errorf("told everything up to %v, after %v", at, last)
+		}
+		last = at
+	}
+	f := denied()
+	f.Time = time.Now()
+	s.c.Flows.Append(time.Now(), []flow.Flow{f})
+	for receive(stream).GetFlow() == nil {
+	}
+	beat(stream)
+
+	stream = ask("20ms", &observerpb.GetFlowsRequest{Follow: true, Whitelist: []*flowpb.FlowFilter{{SourcePod: []string{"nobody"}}}})
+	beat(stream)
+	stop := make(chan struct{})
+	done := make(chan struct{})
+	go func() { // never silent, but nothing of it is wanted
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+				f.Time = time.Now()
+				s.c.Flows.Append(f.Time, []flow.Flow{f})
+			}
+		}
+	}()
+	for range 3 {
+		beat(stream)
+	}
+	close(stop)
+	<-done
+
+	for _, wrong := range []string{"often", "1ms", "-1s", "2h", ""} {
+		stream := ask(wrong, &observerpb.GetFlowsRequest{})
+		if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), `strait-beat: ["`+wrong) {
+			t.Errorf("beat %q: %v", wrong, err)
+		}
+	}
+	plain, err := observerpb.NewObserverClient(conn).GetFlows(t.Context(), &observerpb.GetFlowsRequest{Number: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := receive(plain); r.GetFlow() == nil {
+		t.Errorf("%v for a client that does not ask for beats", r)
 	}
 }

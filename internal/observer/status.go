@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/strait-net/strait/internal/flow"
+	"github.com/strait-net/strait/internal/observer/wire"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -35,7 +36,7 @@ func (s *Server) GetNodes(context.Context, *observerpb.GetNodesRequest) (*observ
 	for n := range s.c.State.Nodes.Snapshot().All() {
 		row := &observerpb.Node{Name: absolute(s.c.Cluster, n.Name), Address: s.address(n), Tls: &observerpb.TLS{}}
 		if s.c.Port != 0 {
-			row.Tls = &observerpb.TLS{Enabled: true, ServerName: ServerName}
+			row.Tls = &observerpb.TLS{Enabled: true, ServerName: wire.ObserverName}
 		}
 		if n.Name == s.c.Node {
 			now := time.Now()
