@@ -1,6 +1,7 @@
 // Package build compiles the foreign programs of a lab from pinned modules and keeps them in a cache outside the tree.
 //
-// The pins are the go.mod and go.sum of lab/kube, lab/runtime, lab/coredns, lab/conformance and lab/cyclonus: nothing else names a version.
+// The pins are the go.mod and go.sum of lab/kube, lab/runtime, lab/coredns, lab/conformance, lab/cyclonus and lab/clients: nothing else
+// names a version.
 package build
 
 import (
@@ -77,6 +78,20 @@ func ConformanceProgram() Program {
 
 // CyclonusProgram generates and runs cases of NetworkPolicy.
 func CyclonusProgram() Program { return Program{Name: "cyclonus", Module: "cyclonus", Package: "."} }
+
+// Clients are programs of others that ask Strait as they are; a lab does not need them.
+func Clients() []Program {
+	return []Program{
+		{
+			Name: "hubble", Module: "clients", Package: "github.com/cilium/cilium/hubble",
+			VersionModule: "github.com/cilium/cilium", VersionVariable: "github.com/cilium/cilium/hubble/pkg.Version",
+		},
+		{
+			Name: "grpcurl", Module: "clients", Package: "github.com/fullstorydev/grpcurl/cmd/grpcurl",
+			VersionModule: "github.com/fullstorydev/grpcurl", VersionVariable: "main.version",
+		},
+	}
+}
 
 // Builder builds into a cache.
 type Builder struct {

@@ -83,7 +83,7 @@ func New() (*cobra.Command, error) {
 	root.AddCommand(
 		upCommand(p, name), downCommand(p, name), listCommand(p), statusCommand(p, name), nodeCommand(p, name),
 		shellCommand(p, name), kubeconfigCommand(p, name), kubectlCommand(p, name), logsCommand(p, name),
-		installCommand(p, name), imageCommand(p), buildCommand(p), suiteCommand(p, name),
+		installCommand(p, name), imageCommand(p), buildCommand(p), suiteCommand(p, name), clientCommand(p, name),
 		superviseCommand(), enterCommand(), initCommand(), webCommand(),
 	)
 	return root, nil

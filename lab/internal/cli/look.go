@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/strait-net/strait/lab/internal/build"
 	"github.com/strait-net/strait/lab/internal/controlplane"
 	"github.com/strait-net/strait/lab/internal/image"
 	"github.com/strait-net/strait/lab/internal/namespace"
@@ -342,7 +343,7 @@ func (c *counter) Write(p []byte) (int, error) {
 
 func buildCommand(p places) *cobra.Command {
 	return &cobra.Command{
-		Use: "build", Short: "Only build what a lab needs, into the cache", Args: cobra.NoArgs,
+		Use: "build", Short: "Only build what a lab and the tests in it need, into the cache", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s := screen.New(os.Stdout)
 			if err := installPackages(cmd.Context(), s); err != nil {
@@ -351,6 +352,11 @@ func buildCommand(p places) *cobra.Command {
 			set, err := buildAll(cmd.Context(), p, s)
 			if err != nil {
 				return err
+			}
+			for _, client := range build.Clients() {
+				if _, err := p.program(cmd.Context(), client); err != nil {
+					return err
+				}
 			}
 			s.Note("programs are in %s", set)
 			return nil

@@ -44,9 +44,9 @@ func (p places) suiteRun(ctx context.Context, name string) (suiteRun, error) {
 	return r, insideConfig(supervisor.Kubeconfig(p.state(name)), r.kubeconfig, r.state.Spec.APIServer())
 }
 
-// program returns a suite's program, building it if the cache lacks it.
+// program returns a program that is no part of a lab's set, building it if the cache lacks it.
 func (p places) program(ctx context.Context, program build.Program) (string, error) {
-	b := build.Builder{Source: filepath.Join(p.source, "lab"), Cache: p.cache, Step: screen.New(os.Stdout).Step, Log: os.Stderr}
+	b := build.Builder{Source: filepath.Join(p.source, "lab"), Cache: p.cache, Step: screen.New(os.Stderr).Step, Log: os.Stderr}
 	return b.File(ctx, program)
 }
 
