@@ -35,6 +35,7 @@ var ranks = map[string]int{
 	"internal/service":  2, // pure: rows of state in, rows of state out
 	"internal/localapi": 2, // types of the agent's API
 	"internal/flow":     2, // pure: events of the kernel in, flows with names out
+	"internal/capture":  2, // pure: packets and what nodes tell of them in, a file out; its tap is a socket
 	"internal/takeover": 2, // pure: connections of the kernel in, what is to become of them out
 
 	"internal/kube":         3,
@@ -55,6 +56,7 @@ var ranks = map[string]int{
 	"internal/endpoint":     4,
 	"internal/departure":    4, // closes connections to vanished backends
 	"internal/connectivity": 4, // asks over all kinds of ways
+	"internal/relay":        4, // the flows of all nodes in one stream
 	"internal/explain":      4, // follows a packet that is not sent, with edges' answers
 
 	"internal/agent":    5,

@@ -17,10 +17,7 @@ import (
 )
 
 // endpoint is where an end is reached: its address, and the service address that the beginner knows it by.
-type endpoint struct {
-	at, front netip.AddrPort
-	service   string // "namespace/name"
-}
+type endpoint struct{ at, front netip.AddrPort }
 
 // byAddress matches addresses and prefixes. What was sent to a service was sent to both, the backend and the address of the service.
 func byAddress(texts []string, at func(*part) endpoint) (match, error) {
@@ -58,45 +55,41 @@ func byPort(texts []string, at func(*part) endpoint) (match, error) {
 	}, nil
 }
 
-// byName matches names as "namespace/prefix", "namespace/", "/prefix", or "prefix" in namespace default.
-func byName(texts []string, name func(*part) (namespace, name string)) (match, error) {
-	type wanted struct{ namespace, prefix string }
-	var all []wanted
+// names are wanted as "namespace/prefix", "namespace/", "/prefix", or "prefix" in namespace default.
+type names []struct{ namespace, prefix string }
+
+func readNames(texts []string) (all names, err error) {
 	for _, text := range texts {
-		w := wanted{"default", text}
-		if namespace, prefix, found := strings.Cut(text, "/"); found {
-			w = wanted{namespace, prefix}
+		namespace, prefix, found := strings.Cut(text, "/")
+		if !found {
+			namespace, prefix = "default", text
 		}
-		if text == "" || strings.Contains(w.prefix, "/") {
+		if text == "" || strings.Contains(prefix, "/") {
 			return nil, fmt.Errorf("%q: want [NAMESPACE/]PREFIX", text)
 		}
-		all = append(all, w)
+		all = append(all, struct{ namespace, prefix string }{namespace, prefix})
 	}
+	return all, nil
+}
+
+func (all names) match(namespace, name string) bool {
+	if namespace == "" && name == "" {
+		return false
+	}
+	for _, w := range all {
+		if strings.HasPrefix(name, w.prefix) && (w.namespace == "" || w.namespace == namespace) {
+			return true
+		}
+	}
+	return false
+}
+
+func byPod(texts []string, end func(*part) *flow.End) (match, error) {
+	wanted, err := readNames(texts)
 	return func(p *part) bool {
-		namespace, name := name(p)
-		if namespace == "" && name == "" {
-			return false
-		}
-		return slices.ContainsFunc(all, func(w wanted) bool {
-			return strings.HasPrefix(name, w.prefix) && (w.namespace == "" || w.namespace == namespace)
-		})
-	}, nil
-}
-
-func podName(end func(*part) *flow.End) func(*part) (string, string) {
-	return func(p *part) (string, string) {
-		if pod := end(p).Pod; pod != nil {
-			return pod.Namespace, pod.Name
-		}
-		return "", ""
-	}
-}
-
-func serviceName(at func(*part) endpoint) func(*part) (string, string) {
-	return func(p *part) (string, string) {
-		namespace, name, _ := strings.Cut(at(p).service, "/")
-		return namespace, name
-	}
+		pod := end(p).Pod
+		return pod != nil && wanted.match(pod.Namespace, pod.Name)
+	}, err
 }
 
 func bySelector(texts []string, of func(*part) endLabels) (match, error) {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/strait-net/strait/internal/flow"
 	"github.com/strait-net/strait/internal/policy"
+	"github.com/strait-net/strait/internal/state"
+	"github.com/strait-net/strait/internal/table"
 )
 
 // filters choose parts: one of allow has to match, if there are any, and none of deny.
@@ -43,6 +45,7 @@ type setting struct {
 	boot       boot
 	nodeLabels func() policy.Labels
 	device     func(index uint32) string
+	slices     *table.Table[state.EndpointSlice]
 }
 
 // compileFilters reads what a request asks for. The error names the list, the field and the value.
@@ -97,6 +100,7 @@ type side struct {
 	identities                                   []uint32
 	end                                          func(*part) *flow.End
 	peer                                         func(*part) endpoint
+	service                                      func([]string) (match, error)
 }
 
 // endConditions are those on who sends and who receives.
@@ -106,23 +110,25 @@ func (s *setting) endConditions(ff *flowpb.FlowFilter) (out []condition) {
 			ff.SourceIp, ff.SourcePod, ff.SourceLabel, ff.SourceService, ff.SourceClusterName, ff.SourcePort, ff.SourceWorkload, ff.SourceIdentity,
 			func(p *part) *flow.End { return &p.From },
 			func(p *part) endpoint { return endpoint{at: p.Source} },
+			s.bySourceService,
 		},
 		"destination": {
 			ff.DestinationIp, ff.DestinationPod, ff.DestinationLabel, ff.DestinationService, ff.DestinationClusterName, ff.DestinationPort,
 			ff.DestinationWorkload, ff.DestinationIdentity,
 			func(p *part) *flow.End { return &p.To },
-			func(p *part) endpoint { return endpoint{p.Target, p.Front, p.Service} },
+			func(p *part) endpoint { return endpoint{p.Target, p.Front} },
+			s.byDestinationService,
 		},
 	}
 	for _, name := range []string{"source", "destination"} {
 		e := sides[name]
 		out = append(out,
 			condition{name + "_ip", e.ips != nil, func() (match, error) { return byAddress(e.ips, e.peer) }},
-			condition{name + "_pod", e.pods != nil, func() (match, error) { return byName(e.pods, podName(e.end)) }},
+			condition{name + "_pod", e.pods != nil, func() (match, error) { return byPod(e.pods, e.end) }},
 			condition{name + "_label", e.labels != nil, func() (match, error) {
 				return bySelector(e.labels, func(p *part) endLabels { return endLabels{end: e.end(p), cluster: s.cluster} })
 			}},
-			condition{name + "_service", e.services != nil, func() (match, error) { return byName(e.services, serviceName(e.peer)) }},
+			condition{name + "_service", e.services != nil, func() (match, error) { return e.service(e.services) }},
 			condition{name + "_cluster_name", e.clusters != nil, func() (match, error) { return s.byCluster(e.clusters, e.end) }},
 			condition{name + "_port", e.ports != nil, func() (match, error) { return byPort(e.ports, e.peer) }},
 			condition{name + "_workload", e.workloads != nil, func() (match, error) { return byWorkload(e.workloads, e.end), nil }},

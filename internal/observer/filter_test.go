@@ -53,6 +53,9 @@ func TestFilters(t *testing.T) {
 		{`{"destination_pod": ["shop/db-0", "shop/web-1"]}`, connection + " denied pinged"},
 		{`{"destination_service": ["shop/data"]}`, connection},
 		{`{"destination_service": ["database"]}`, ""},
+		{`{"destination_service": ["/postgres"]}`, "denied"}, // a backend of it, here where nobody has seen the service's address
+		{`{"destination_service": ["shop/metrics", "shop/other"]}`, ""},
+		{`{"source_service": ["shop/front"]}`, connection + " dropped"},
 		{`{"source_service": ["shop/database"]}`, ""},
 		{`{"source_label": ["app=web"]}`, connection + " dropped"},
 		{`{"source_label": ["k8s:app in (web, db),!gone"]}`, connection + " dropped"},

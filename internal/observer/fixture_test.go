@@ -117,6 +117,17 @@ func newServer(t testing.TB, keep int, flows ...flow.Flow) *Server {
 		state.Node{Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("172.18.0.2")}, Labels: policy.NewLabels(map[string]string{"zone": "a"})},
 		state.Node{Name: "n2", Addresses: []netip.Addr{netip.MustParseAddr("fd00::3")}},
 	)
+	endpoints := func(service string, port uint16, protocol state.Protocol, addrs ...string) state.EndpointSlice {
+		slice := state.EndpointSlice{Namespace: "shop", Name: service, Service: state.ServiceName{Namespace: "shop", Name: service}, Ports: []state.EndpointPort{{Port: port, Protocol: protocol}}}
+		for _, a := range addrs {
+			slice.Endpoints = append(slice.Endpoints, state.SliceEndpoint{Address: netip.MustParseAddr(a)})
+		}
+		return slice
+	}
+	st.EndpointSlices.Insert(
+		endpoints("postgres", 5432, state.TCP, "10.244.1.3"), endpoints("metrics", 9100, state.TCP, "10.244.1.3"), endpoints("other", 5432, state.UDP, "10.244.1.3"),
+		endpoints("front", 80, state.TCP, "10.244.1.2", "fd44::2", "172.18.0.2"), // the last shares its node's address
+	)
 	store := flow.NewStore(keep)
 	store.Append(began, flows)
 	return New(Config{

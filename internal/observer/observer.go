@@ -62,7 +62,7 @@ func New(c Config) *Server {
 	if s.c.Device == nil {
 		s.c.Device = func(uint32) string { return "" }
 	}
-	s.setting = setting{cluster: c.Cluster, node: c.Node, boot: bootOf(c.Node, c.Began), nodeLabels: s.labels, device: s.c.Device}
+	s.setting = setting{cluster: c.Cluster, node: c.Node, boot: bootOf(c.Node, c.Began), nodeLabels: s.labels, device: s.c.Device, slices: c.State.EndpointSlices}
 	return s
 }
 
