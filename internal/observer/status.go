@@ -99,6 +99,9 @@ func (n *namespaces) follow(ctx context.Context, store *flow.Store) error {
 }
 
 func (n *namespaces) saw(name string, at time.Time) {
+	if name == "" { // a sandbox that is no pod's has none
+		return
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.seen[name] = at

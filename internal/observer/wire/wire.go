@@ -62,10 +62,13 @@ func Serve(ctx context.Context, l net.Listener, register func(*grpc.Server), up 
 	return ctx.Err()
 }
 
+// observerHealth is what `hubble status` asks for; no service has this name.
+const observerHealth = "hubble.server.Observer"
+
 // Healthy returns a health service that says so of all these services.
 func Healthy(services ...string) *health.Server {
 	up := health.NewServer()
-	for _, s := range append(services, "") {
+	for _, s := range append(services, observerHealth, "") {
 		up.SetServingStatus(s, healthpb.HealthCheckResponse_SERVING)
 	}
 	return up
