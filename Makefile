@@ -42,7 +42,7 @@ test: build ## all tests but those in the lab: pure, BPF programs, CNI, network 
 
 test-race: ## the pure tests with the race detector
 	@tools/need gcc
-	CGO_ENABLED=1 go test -race -count=1 ./internal/table ./internal/reconcile ./internal/control/... ./internal/kube/... ./internal/ipam/... ./internal/endpoint/... ./internal/observer/... ./internal/relay/...
+	CGO_ENABLED=1 go test -race -count=1 ./internal/table ./internal/reconcile ./internal/control/... ./internal/kube/... ./internal/ipam/... ./internal/endpoint/... ./internal/certificate ./internal/observer/... ./internal/relay/...
 
 fuzz: ## run each fuzz target for a moment (FUZZTIME=30s, or 10000x for a number of inputs)
 	@tools/fuzz $(or $(FUZZTIME),10000x)

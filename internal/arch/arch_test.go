@@ -32,11 +32,12 @@ var ranks = map[string]int{
 
 	"internal/state": 1, // declares rows
 
-	"internal/service":  2, // pure: rows of state in, rows of state out
-	"internal/localapi": 2, // types of the agent's API
-	"internal/flow":     2, // pure: events of the kernel in, flows with names out
-	"internal/capture":  2, // pure: packets and what nodes tell of them in, a file out; its tap is a socket
-	"internal/takeover": 2, // pure: connections of the kernel in, what is to become of them out
+	"internal/service":     2, // pure: rows of state in, rows of state out
+	"internal/localapi":    2, // types of the agent's API
+	"internal/flow":        2, // pure: events of the kernel in, flows with names out
+	"internal/capture":     2, // pure: packets and what nodes tell of them in, a file out; its tap is a socket
+	"internal/certificate": 2, // pure: what Secrets hold in, what they are to hold out
+	"internal/takeover":    2, // pure: connections of the kernel in, what is to become of them out
 
 	"internal/kube":         3,
 	"internal/control":      3,
