@@ -102,7 +102,7 @@ func parse(args []string) (rig.Config, error) {
 	f.BoolVar(&c.PeersOnly, "peers-only", false, "leave Strait out")
 	f.StringVar(&c.Out, "out", "", "directory of the results (default bench/results)")
 	f.StringVar(&c.Cache, "cache", "", "directory of built peers (default strait-bench in the user's cache)")
-	f.StringVar(&c.Bin, "bin", "", "directory with strait-agent and strait-cni (default: built from the tree)")
+	f.StringVar(&c.Bin, "bin", "", "directory with strait-agent, strait-cni and strait (default: built from the tree)")
 	f.IntVar(&c.ServerCPU, "server-cpu", 0, "CPU of the server")
 	f.IntVar(&c.ClientCPU, "client-cpu", runtime.NumCPU()-1, "CPU of the client")
 	if err := f.Parse(args); err != nil {

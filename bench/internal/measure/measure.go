@@ -25,6 +25,8 @@ type Point struct {
 	CPU  float64 // nanoseconds of both ends per operation
 	P50  float64 // nanoseconds
 	P99  float64 // nanoseconds
+	// Beside are nanoseconds per operation of those who are no end, by who they are.
+	Beside map[string]float64
 }
 
 // Series is one test on one path, an entry per round. A sample that was not taken is zero in every list.
@@ -35,7 +37,9 @@ type Series struct {
 	CPU  []float64 `json:"cpu_ns_per_op"`
 	P50  []float64 `json:"p50_ns,omitempty"`
 	P99  []float64 `json:"p99_ns,omitempty"`
-	Errs []string  `json:"errors,omitempty"`
+	// Beside is CPU time of those who are no end of the path, by who they are.
+	Beside map[string][]float64 `json:"beside_ns_per_op,omitempty"`
+	Errs   []string             `json:"errors,omitempty"`
 }
 
 // Plan is what to measure in which order.
@@ -108,4 +112,15 @@ func (s *Series) add(p Point, err error) {
 	s.CPU = append(s.CPU, p.CPU)
 	s.P50 = append(s.P50, p.P50)
 	s.P99 = append(s.P99, p.P99)
+	if s.Beside == nil && len(p.Beside) > 0 {
+		s.Beside = map[string][]float64{}
+	}
+	for who := range p.Beside {
+		if s.Beside[who] == nil {
+			s.Beside[who] = make([]float64, len(s.Rate)-1) // of samples that were not taken
+		}
+	}
+	for who := range s.Beside {
+		s.Beside[who] = append(s.Beside[who], p.Beside[who])
+	}
 }

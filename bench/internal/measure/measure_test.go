@@ -58,3 +58,14 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		t.Errorf("%d samples after cancellation", n)
 	}
 }
+
+func TestWhatIsBesideStaysInStep(t *testing.T) {
+	var s Series
+	s.add(Point{}, errors.New("no sample"))
+	s.add(Point{Rate: 1, Beside: map[string]float64{"agent": 5}}, nil)
+	s.add(Point{}, errors.New("no sample"))
+	s.add(Point{Rate: 1, Beside: map[string]float64{"agent": 7, "reader": 9}}, nil)
+	if !slices.Equal(s.Beside["agent"], []float64{0, 5, 0, 7}) || !slices.Equal(s.Beside["reader"], []float64{0, 0, 0, 9}) {
+		t.Errorf("beside four samples: %v", s.Beside)
+	}
+}

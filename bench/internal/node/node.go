@@ -57,7 +57,7 @@ func Start(name string, group bill.Group) (*Node, error) {
 }
 
 func (n *Node) settle() error {
-	runtime, err := n.Group.Child("runtime")
+	runtime, err := n.Runtime()
 	if err != nil {
 		return err
 	}
@@ -140,6 +140,16 @@ func (n *Node) Start(log string, argv ...string) (int, error) {
 	err := n.call("Start", Command{Argv: argv, Log: log}, &pid)
 	return pid, err
 }
+
+// StartIn is Start in groups of its own, for processes that have an account apart from the daemons'.
+func (n *Node) StartIn(group bill.Group, log string, argv ...string) (int, error) {
+	var pid int
+	err := n.call("Start", Command{Argv: argv, Log: log, Groups: group.Procs()}, &pid)
+	return pid, err
+}
+
+// Runtime is the account of the node's daemons: all that runs in it but the ends of paths.
+func (n *Node) Runtime() (bill.Group, error) { return n.Group.Child("runtime") }
 
 // Write writes a file into the node's own tree.
 func (n *Node) Write(path string, data []byte) error {

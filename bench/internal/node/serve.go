@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -40,7 +41,9 @@ func Serve() error {
 }
 
 // service is the runtime of a node; its exported methods are the calls of Node.
-type service struct{}
+type service struct {
+	follower *follower // nil: none; the rig makes these calls one after the other
+}
 
 // Nothing stands for an empty argument or reply.
 type Nothing struct{}
@@ -87,6 +90,8 @@ type Command struct {
 	Env   []string
 	Stdin string
 	Log   string // Start only: file in the rig's tree that takes its output
+	// Groups, of Start only, are cgroup.procs files of groups that the process is moved to; empty: those of the node's runtime.
+	Groups []string
 }
 
 // Run runs a command to its end.
@@ -117,6 +122,11 @@ func (*service) Start(c Command, pid *int) error {
 	}
 	*pid = cmd.Process.Pid
 	go func() { _ = cmd.Wait() }()
+	for _, g := range c.Groups {
+		if err := os.WriteFile(g, []byte(strconv.Itoa(*pid)), 0o644); err != nil {
+			return fmt.Errorf("account %s: %w", c.Argv[0], err)
+		}
+	}
 	return nil
 }
 

@@ -40,6 +40,9 @@ type Path struct {
 	Modes   []rr.Mode          // those that work on it; nil: all
 	Witness []Witness
 	Nodes   []*node.Node // whose BPF programs are on the path; empty: none
+	// Accounts of those who work because of the path's connections, without being an end. Settle is how long they go on with what connections have left.
+	Accounts map[string]bill.Group
+	Settle   time.Duration
 }
 
 // Programs reads what the BPF programs on the path have cost so far.

@@ -26,7 +26,9 @@ type StraitOptions struct {
 	Name     string
 	Mode     string // routingMode
 	Nodes    int
-	Services int // loaded from the static source
+	Services int   // loaded from the static source
+	Silent   bool  // nothing is told of connections
+	Objects  []any // more for the static source
 }
 
 // Strait is a cluster of real agents with a static source.
@@ -35,6 +37,7 @@ type Strait struct {
 	site     *Site
 	nodes    []attachment
 	pids     []int // agents, in their nodes' numbering
+	reader   int   // client of the first node's agent; 0: none
 	objects  string
 	confList string
 }
@@ -73,7 +76,7 @@ func (c *Strait) startAgent(i int) error {
 		"clusterName": "bench", "routingMode": c.Mode, "ipv4": true, "ipv6": true, "cgroupRoot": n.Group.Unified(),
 		"ipam":   object{"mode": "kubernetes", "podCIDRv4": "10.244.0.0/16", "podCIDRv6": "fd00:244::/48"},
 		"runDir": "/run/strait", "stateDir": "/run/strait-state",
-		"cni": object{"install": true, "binDir": straitBinDir, "confDir": straitConfDir},
+		"cni": object{"install": true, "binDir": straitBinDir, "confDir": straitConfDir}, "flows": object{"enabled": !c.Silent},
 	})
 	if err != nil {
 		return err
@@ -127,7 +130,11 @@ func (c *Strait) Runtime(i int) (n *node.Node, confList, binDir string) {
 }
 
 func (c *Strait) about() string {
-	return fmt.Sprintf("strait-agent and strait-cni, routing mode %s, static source, %d services", c.Mode, c.Services)
+	about := fmt.Sprintf("strait-agent and strait-cni, routing mode %s, static source, %d services", c.Mode, c.Services)
+	if c.Silent {
+		about += ", flows.enabled false"
+	}
+	return about
 }
 
 // pods connects pods on node i.
@@ -175,7 +182,7 @@ func (c *Strait) writeObjects() error {
 			"status": object{"addresses": []object{
 				{"type": "InternalIP", "address": n.v4.String()}, {"type": "InternalIP", "address": n.v6.String()}}}})
 	}
-	if err := c.writeFile("nodes", nodes); err != nil {
+	if err := writeFile(c.objects, "nodes", nodes); err != nil {
 		return err
 	}
 	var fill []object
@@ -184,11 +191,14 @@ func (c *Strait) writeObjects() error {
 			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 97, byte(i >> 8), byte(i)}), 6: v6(0x97, i>>8, i&255)}, 80, 1,
 			map[int]netip.Addr{4: netip.AddrFrom4([4]byte{10, 244, byte(240 + i>>12), byte(i)}), 6: v6(0x244, 0xff, i)})...)
 	}
-	return c.writeFile("services", fill)
+	if err := writeFile(c.objects, "services", fill); err != nil {
+		return err
+	}
+	return writeFile(c.objects, "more", c.Objects)
 }
 
 // writeFile writes objects as one file of the static source; JSON is YAML.
-func (c *Strait) writeFile(name string, objects []object) error {
+func writeFile[T any](dir, name string, objects []T) error {
 	var b bytes.Buffer
 	for _, o := range objects {
 		text, err := json.Marshal(o)
@@ -199,7 +209,7 @@ func (c *Strait) writeFile(name string, objects []object) error {
 		b.Write(text)
 		b.WriteString("\n")
 	}
-	file := filepath.Join(c.objects, name+".yaml")
+	file := filepath.Join(dir, name+".yaml")
 	if err := os.WriteFile(file+".new", b.Bytes(), 0o644); err != nil {
 		return err
 	}

@@ -21,23 +21,25 @@ const layout = 1
 
 // Run is a results file.
 type Run struct {
-	Layout   int              `json:"layout"`
-	Date     time.Time        `json:"date"`
-	Commit   string           `json:"commit"`
-	Machine  Machine          `json:"machine"`
-	Settings Settings         `json:"settings"`
-	Paths    []PathNote       `json:"paths"`
-	Rows     []Row            `json:"rows"` // judged from what follows
-	Programs []ProgramCost    `json:"programs,omitempty"`
-	Agents   []Agent          `json:"agents,omitempty"`
-	CNI      []CNI            `json:"cni,omitempty"`
-	Starts   []Start          `json:"starts,omitempty"`
-	Changes  []Change         `json:"changes,omitempty"`
-	Rulings  []Ruling         `json:"rulings,omitempty"`
-	Crowds   []Crowd          `json:"crowds,omitempty"`
-	Turns    []Turn           `json:"turns,omitempty"`
-	Series   []measure.Series `json:"series,omitempty"`
-	Notes    []string         `json:"notes,omitempty"`
+	Layout    int              `json:"layout"`
+	Date      time.Time        `json:"date"`
+	Commit    string           `json:"commit"`
+	Machine   Machine          `json:"machine"`
+	Settings  Settings         `json:"settings"`
+	Paths     []PathNote       `json:"paths"`
+	Rows      []Row            `json:"rows"` // judged from what follows
+	Programs  []ProgramCost    `json:"programs,omitempty"`
+	Agents    []Agent          `json:"agents,omitempty"`
+	CNI       []CNI            `json:"cni,omitempty"`
+	Starts    []Start          `json:"starts,omitempty"`
+	Changes   []Change         `json:"changes,omitempty"`
+	Rulings   []Ruling         `json:"rulings,omitempty"`
+	Crowds    []Crowd          `json:"crowds,omitempty"`
+	Turns     []Turn           `json:"turns,omitempty"`
+	Floods    []Flood          `json:"floods,omitempty"`
+	Explained []Explained      `json:"explained,omitempty"`
+	Series    []measure.Series `json:"series,omitempty"`
+	Notes     []string         `json:"notes,omitempty"`
 }
 
 // Machine is where a run was made.
@@ -147,15 +149,18 @@ type Row struct {
 	Verdict Verdict       `json:"verdict,omitempty"`
 }
 
-// Bound is a target: at least or at most a value.
+// Bound is a target: at least, at most or exactly a value.
 type Bound struct {
-	Value  float64
-	AtMost bool
+	Value   float64
+	AtMost  bool
+	Exactly bool
 }
 
 // String prints the bound as in the table of targets.
 func (b Bound) String() string {
 	switch {
+	case b.Exactly:
+		return fmt.Sprintf("= %g", b.Value)
 	case b.Value == 0:
 		return ""
 	case b.AtMost:
@@ -179,6 +184,10 @@ func (b Bound) Judge(i, band stat.Interval) Verdict {
 		bound = -bound
 	}
 	switch {
+	case b.Exactly && i.Lo == b.Value && i.Hi == b.Value:
+		return Met
+	case b.Exactly:
+		return Missed
 	case b.Value == 0 || i.N == 0:
 		return NoTarget
 	case lo >= bound:
@@ -268,6 +277,9 @@ func (r *Run) round() {
 		for _, xs := range [][]float64{s.Rate, s.CPU, s.P50, s.P99} {
 			roundAll(xs)
 		}
+		for _, xs := range s.Beside {
+			roundAll(xs)
+		}
 	}
 	for i := range r.CNI {
 		roundAll(r.CNI[i].Ms)
@@ -279,6 +291,7 @@ func (r *Run) round() {
 		roundAll(r.Changes[i].WriteMs)
 	}
 	r.roundPolicy()
+	r.roundFlow()
 	for i := range r.Starts {
 		r.Starts[i].Seconds = significant(r.Starts[i].Seconds)
 	}

@@ -47,7 +47,7 @@ func comparisons() []comparison {
 		{row: "2", subject: FlannelHostGW, against: Floor},
 		{row: "2", subject: Hosts, against: Floor},
 	}
-	return append(append(list, serviceComparisons()...), ruleComparisons()...)
+	return slices.Concat(list, serviceComparisons(), ruleComparisons(), flowComparisons())
 }
 
 // Judge computes the rows of a run from its samples.
@@ -62,6 +62,9 @@ func (r *Run) Judge() {
 	r.Rows = append(r.Rows, r.judgeRulings()...)
 	r.Rows = append(r.Rows, r.judgeCrowds()...)
 	r.Rows = append(r.Rows, r.judgeTurns()...)
+	r.Rows = append(r.Rows, r.judgeFlowCosts()...)
+	r.Rows = append(r.Rows, r.judgeFloods()...)
+	r.Rows = append(r.Rows, r.judgeExplained()...)
 	for _, a := range r.Agents {
 		bound := Bound{Value: 60, AtMost: true}
 		value := exact(float64(a.RSSKiB) / 1024)

@@ -53,7 +53,9 @@ type Config struct {
 }
 
 // Known are the rows that can be measured.
-func Known() []string { return []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10"} }
+func Known() []string {
+	return []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "13", "explain"}
+}
 
 func (c Config) wants(rows ...string) bool {
 	return slices.ContainsFunc(rows, func(r string) bool { return slices.Contains(c.Rows, r) })
@@ -151,6 +153,16 @@ func (r *rig) all(ctx context.Context) error {
 	if r.wants("6") {
 		if err := r.cni(ctx); err != nil {
 			return fmt.Errorf("CNI calls: %w", err)
+		}
+	}
+	if r.wants("13") && !r.PeersOnly {
+		if err := r.flows(ctx); err != nil {
+			return fmt.Errorf("flows: %w", err)
+		}
+	}
+	if r.wants("explain") && !r.PeersOnly {
+		if err := r.explain(ctx); err != nil {
+			return fmt.Errorf("explain: %w", err)
 		}
 	}
 	if !r.wants("1", "2", "3", "4", "5", "7", "8", "9", "10") {
@@ -351,6 +363,10 @@ func (r *rig) sample(ctx context.Context, p *path.Path, t measure.Test) (measure
 	if err != nil {
 		return measure.Point{}, err
 	}
+	others, err := beside(p)
+	if err != nil {
+		return measure.Point{}, err
+	}
 	s, err := r.site.Sample(p, rr.Load{Mode: t.Mode, To: p.Address[t.Family], Port: p.Port, Warm: r.WarmUp, Length: r.Sample})
 	if err != nil {
 		return measure.Point{}, err
@@ -359,7 +375,32 @@ func (r *rig) sample(ctx context.Context, p *path.Path, t measure.Test) (measure
 	if err != nil {
 		return measure.Point{}, err
 	}
-	return measure.Point{Rate: s.Rate(), CPU: float64(after-before) / float64(s.AllOps), P50: float64(s.P50), P99: float64(s.P99)}, nil
+	point := measure.Point{Rate: s.Rate(), CPU: float64(after-before) / float64(s.AllOps), P50: float64(s.P50), P99: float64(s.P99)}
+	if len(others) == 0 {
+		return point, nil
+	}
+	if t.Mode == rr.CRR { // all others are a connection or two
+		time.Sleep(p.Settle)
+	}
+	now, err := beside(p)
+	point.Beside = map[string]float64{}
+	for who := range now {
+		point.Beside[who] = float64(now[who]-others[who]) / float64(s.AllOps)
+	}
+	return point, err
+}
+
+// beside is the CPU time of those who work because of a path's connections.
+func beside(p *path.Path) (map[string]time.Duration, error) {
+	out := map[string]time.Duration{}
+	for who, account := range p.Accounts {
+		used, err := account.Used()
+		if err != nil {
+			return nil, err
+		}
+		out[who] = used
+	}
+	return out, nil
 }
 
 // used is the CPU time of both ends of a path.

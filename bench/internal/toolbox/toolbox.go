@@ -27,7 +27,7 @@ const (
 type Box struct {
 	Dir  string // cache
 	Repo string // root of the repository
-	Bin  string // directory with strait-agent and strait-cni that Strait leaves alone; empty: built from the tree
+	Bin  string // directory with strait-agent, strait-cni and strait that Strait leaves alone; empty: built from the tree
 	Say  func(format string, args ...any)
 
 	kubernetes string // found once
@@ -94,7 +94,7 @@ func (b *Box) Peers(ctx context.Context) error {
 	return nil
 }
 
-// Strait builds the agent and the plugin from the tree.
+// Strait builds the agent, the plugin and the command from the tree.
 func (b *Box) Strait(ctx context.Context) error {
 	if b.Bin != "" {
 		return nil
@@ -103,9 +103,9 @@ func (b *Box) Strait(ctx context.Context) error {
 	if err := os.MkdirAll(b.StraitBin(), 0o755); err != nil {
 		return err
 	}
-	args := []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.StraitBin() + "/", "./cmd/strait-agent", "./cmd/strait-cni"}
+	args := []string{"go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.StraitBin() + "/", "./cmd/strait-agent", "./cmd/strait-cni", "./cmd/strait"}
 	if err := b.run(ctx, b.Repo, nil, args); err != nil {
-		return fmt.Errorf("build strait-agent and strait-cni: %w", err)
+		return fmt.Errorf("build strait-agent, strait-cni and strait: %w", err)
 	}
 	return nil
 }

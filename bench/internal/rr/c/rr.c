@@ -3,9 +3,10 @@
 //
 //   rr server PORT            one child per mode and family on PORT+mode; prints "ready" when all listen
 //   rr client MODE ADDR PORT  runs one sample and prints one JSON line
+//   rr flood ADDR FIRST RATE  sends datagrams that belong to a connection each, and prints how many
 //
 // Common options: -c CPU pin, -r PRIORITY real-time (SCHED_FIFO), -g FILE write own pid into a cgroup.procs file (repeatable),
-// client only: -t MS measured time, -w MS warm-up.
+// not the server: -t MS measured time; client only: -w MS warm-up.
 //
 // Modes and their ports: stream 0, rr 1, crr 2, udprr 3, udppps 4.
 // crr ends every connection with an orderly close started by the client, which waits for the server's FIN, so that
@@ -15,6 +16,7 @@
 #include <errno.h>
 #include <linux/sockios.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -301,6 +303,56 @@ static void client(enum mode m, const char *addr, int port, uint64_t warm, uint6
 	       s.sent, s.ns, hist_quantile(s.ops, 0.50), hist_quantile(s.ops, 0.99));
 }
 
+/* ---- flood ---- */
+
+/* Every datagram is of another pair of ports, by its number, those of the other end changing fastest: what remembers connections sees a new one
+ * each time, what remembers who talked to which port does not see the same again soon. No socket has so many ports, so it is a raw one; it is not
+ * connected, or errors that come back would be the sender's. */
+enum { PORTS = 60000, LOWEST = 1024, NAP = 50000 };
+
+struct datagram {
+	struct udphdr udp;
+	char text[DATAGRAM - sizeof(struct udphdr)];
+};
+
+static void fill(struct datagram *d, uint64_t number) {
+	d->udp.dest = htons(LOWEST + number % PORTS);
+	d->udp.source = htons(LOWEST + number / PORTS % PORTS);
+	d->udp.len = htons(sizeof(*d)); /* no checksum: IPv4 allows it */
+}
+
+/* rate: datagrams per second, 0: as many as there can be. */
+static void flood(const char *addr, uint64_t first, uint64_t rate, uint64_t length) {
+	static struct datagram text[BATCH];
+	struct iovec iov[BATCH];
+	struct mmsghdr batch[BATCH];
+	struct sockaddr_storage to;
+	socklen_t len = parse(&to, addr, 0);
+	int fd = socket(AF_INET, SOCK_RAW, IPPROTO_UDP);
+	if (fd < 0)
+		die("raw socket");
+	memset(batch, 0, sizeof(batch));
+	for (int i = 0; i < BATCH; i++) {
+		iov[i] = (struct iovec){.iov_base = &text[i], .iov_len = sizeof(text[i])};
+		batch[i].msg_hdr = (struct msghdr){.msg_name = &to, .msg_namelen = len, .msg_iov = &iov[i], .msg_iovlen = 1};
+	}
+	uint64_t begin = now(), sent = 0, t;
+	while ((t = now()) < begin + length) {
+		uint64_t due = rate ? (t - begin) * rate / 1000000000 : sent + BATCH;
+		int n = due > sent + BATCH ? BATCH : (int)(due - sent);
+		if (n <= 0) {
+			nanosleep(&(struct timespec){.tv_nsec = NAP}, NULL);
+			continue;
+		}
+		for (int i = 0; i < n; i++)
+			fill(&text[i], first + sent + i);
+		if ((n = sendmmsg(fd, batch, n, 0)) < 0)
+			die("flood");
+		sent += n;
+	}
+	printf("{\"sent\":%lu,\"ns\":%lu}\n", sent, t - begin);
+}
+
 static void join(const char *file) {
 	FILE *f = fopen(file, "w");
 	if (!f || fprintf(f, "0\n") < 0 || fclose(f))
@@ -344,6 +396,10 @@ int main(int argc, char **argv) {
 				client(m, argv[2], atoi(argv[3]), warm * 1000000, length * 1000000);
 				return 0;
 			}
-	fprintf(stderr, "usage: rr [-c CPU] [-r PRIORITY] [-g FILE] server PORT | [-t MS] [-w MS] client MODE ADDR PORT\n");
+	if (argc == 4 && !strcmp(argv[0], "flood")) {
+		flood(argv[1], strtoull(argv[2], NULL, 10), strtoull(argv[3], NULL, 10), length * 1000000);
+		return 0;
+	}
+	fprintf(stderr, "usage: rr [-c CPU] [-r PRIORITY] [-g FILE] server PORT | [-t MS] [-w MS] client MODE ADDR PORT | [-t MS] flood ADDR FIRST RATE\n");
 	return 2;
 }
