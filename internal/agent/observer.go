@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strconv"
 	stdsync "sync"
@@ -52,6 +55,14 @@ func (a *agent) serveFlows(ctx context.Context) error {
 		group.Go(func() error { return a.serveFlowsByTLS(ctx, server) })
 	}
 	return group.Wait()
+}
+
+// withdrawFlows removes the socket that an agent which told of flows has left, so that who asks is told that this one does not.
+func (a *agent) withdrawFlows() error {
+	if err := os.Remove(filepath.Join(a.cfg.RunDir, observer.SocketName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove socket of flows: %w", err)
+	}
+	return nil
 }
 
 // serveFlowsByTLS goes on without certificates or the address until they are there: the node forwards without it.

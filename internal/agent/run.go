@@ -101,6 +101,8 @@ func (a *agent) run(ctx context.Context) error {
 			return err
 		}
 		defer a.flows.close()
+	} else if err := a.withdrawFlows(); err != nil {
+		return err
 	}
 	if err := a.serveMetrics(ctx, group, metric.Server{Registry: registry, Log: a.log, More: a.furtherPaths()}); err != nil {
 		return err
