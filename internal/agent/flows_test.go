@@ -146,6 +146,9 @@ func TestFlows(t *testing.T) {
 		if f.GetDestinationService().GetName() != "shop" || f.extra["frontend"] != testkit.HostPort(clusterIPs[0], servicePort) || f.extra["servicePort"] != "tcp" {
 			t.Errorf("a service: %v %v", f.GetDestinationService(), f.extra)
 		}
+		// The backend's node has not seen the service's address, but knows its own pod for a backend.
+		by := &flowpb.FlowFilter{DestinationService: []string{"default/shop"}, SourcePod: []string{d.other.String()}, Verdict: []flowpb.Verdict{flowpb.Verdict_DROPPED}}
+		awaited(t, one, "a denial by its service at the backend's node", by, event("denied"))
 	})
 	t.Run("masquerade", func(t *testing.T) {
 		outside := testkit.OutsideAddr(false)
