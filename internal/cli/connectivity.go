@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/connectivity"
 	"github.com/strait-net/strait/internal/localapi"
 )
@@ -45,7 +46,8 @@ services, node ports and names, under policies and without, and removes everythi
 the agents, so that nothing has to be pulled and nobody outside be asked.
 
 Of what has to work, the answer must come from the right pod, over every address that the name should have; a moment is given to names and services
-that are new. Of what a policy forbids, nothing must come back, and the policy's own counter must have counted it. For a way that fails, what
+that are new. Where what no policy allows is denied (policyEnforcementMode always), a policy is made that allows the test's pods what they need.
+Of what a policy forbids, nothing must come back, and the policy's own counter must have counted it. For a way that fails, what
 policy says about it, its last flows and the hops of its path are printed. Scenarios that cannot be run here are skipped, and say why. strait connectivity list shows them all. --timeout
 is the longest wait for the answers of one.
 
@@ -183,6 +185,10 @@ func (a *app) connectivityConfig(ctx context.Context, o connectivityOptions) (co
 			said := askNode(ctx, a, cluster, agents[node], question[localapi.PolicyDetail]{
 				args: []string{"policy", "show", "CiliumNetworkPolicy/" + o.namespace + "/" + name}})
 			return said.Value, said.Err
+		},
+		Closed: func(ctx context.Context, node string) (bool, error) {
+			said := askNode(ctx, a, cluster, agents[node], question[localapi.Status]{args: []string{"status"}})
+			return said.Value.Policy.Enforcement == string(config.PolicyAlways), said.Err
 		},
 		Diagnose: func(ctx context.Context, p connectivity.Path) []string {
 			return a.diagnose(ctx, o.namespace, p)

@@ -213,6 +213,14 @@ func (a *api) createPolicy(ctx context.Context, namespace, name, manifest string
 	return true, nil
 }
 
+func (a *api) createRestPolicy(ctx context.Context, namespace, manifest string) error {
+	if err := a.core.Post().AbsPath("/apis/networking.k8s.io/v1/namespaces", namespace, "networkpolicies").
+		SetHeader("Content-Type", "application/yaml").Body([]byte(manifest)).Do(ctx).Error(); err != nil {
+		return a.refused("create NetworkPolicy "+restPolicy, err)
+	}
+	return nil
+}
+
 func (a *api) createService(ctx context.Context, s *corev1.Service) (service, error) {
 	var made corev1.Service
 	if err := a.core.Post().Namespace(s.Namespace).Resource("services").Body(s).Do(ctx).Into(&made); err != nil {

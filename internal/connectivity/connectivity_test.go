@@ -20,6 +20,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/strait-net/strait/internal/echo"
@@ -278,8 +279,9 @@ func (c *cluster) config(only ...string) Config {
 		Diagnose: func(_ context.Context, p Path) []string {
 			return []string{fmt.Sprintf("%s on %s to %s on %s:%d/%s, asked as %s", p.Client, p.ClientNode, p.Server, p.ServerNode, p.Port, p.Protocol, p.Address)}
 		},
-		Say:  func(line string) { c.Log(line) },
-		Done: func(int, Result) {},
+		Closed: func(context.Context, string) (bool, error) { return false, nil },
+		Say:    func(line string) { c.Log(line) },
+		Done:   func(int, Result) {},
 	}
 }
 
@@ -447,6 +449,7 @@ func testWrong(t *testing.T, c *cluster) {
 	}
 	testPatience(t, c)
 	testDenial(t, c)
+	testClosed(t, c)
 }
 
 // Names and services need a moment until they are known everywhere: that is no failure, and is told.
@@ -504,6 +507,37 @@ func testDenial(t *testing.T, c *cluster) {
 	}
 	if report, err = Run(t.Context(), config); err != nil || outcomes(report) != "skipped pod-to-a-denied-cnp policies are only audited here" {
 		t.Errorf("%v\n%s", err, outcomes(report))
+	}
+}
+
+// Where what no policy allows is denied, a policy is made for the pods that no scenario's policy is about, and a person is told.
+func testClosed(t *testing.T, c *cluster) {
+	config := c.config("pod-to-a", clientDenied)
+	config.Keep = true
+	config.Closed = func(_ context.Context, node string) (bool, error) { return node == "n3", nil } // one that is upgraded already
+	said := ""
+	config.Say = func(line string) { said += line + "\n" }
+	report, err := Run(t.Context(), config)
+	if err != nil || report.Count(Passed) != 2 || !strings.Contains(said, "NetworkPolicy "+restPolicy+" is made for the test's pods; name servers need a policy of their own") {
+		t.Errorf("%v\n%s\n%s", err, outcomes(report), said)
+	}
+	policies, err := c.kube.NetworkingV1().NetworkPolicies("strait-test").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(policies.Items) != 1 {
+		t.Fatalf("policies: %v, %v", policies, err)
+	}
+	spec := policies.Items[0].Spec
+	selector, err := metav1.LabelSelectorAsSelector(&spec.PodSelector)
+	if err != nil || len(spec.Ingress) != 1 || len(spec.Egress) != 1 || len(spec.PolicyTypes) != 2 {
+		t.Fatalf("%v: %+v", err, spec)
+	}
+	for name, want := range map[string]bool{echoA: true, client1: true, clientDenied: false, clientAllowed: false, clientFQDN: false} {
+		if got := selector.Matches(labels.Set{nameLabel: name}); got != want {
+			t.Errorf("the policy selects %s: %t", name, got)
+		}
+	}
+	config.Closed = func(context.Context, string) (bool, error) { return false, errors.New("no answer from agent-x in 10s") }
+	if _, err := Run(t.Context(), config); err == nil || err.Error() != "ask the agent of n1: no answer from agent-x in 10s" {
+		t.Errorf("an agent that does not answer: %v", err)
 	}
 }
 

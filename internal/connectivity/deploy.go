@@ -71,6 +71,11 @@ func (s *stage) clear(ctx context.Context, a *api, old *corev1.Namespace, say fu
 
 // deploy puts everything into the namespace, policies before the pods that they judge.
 func (s *stage) deploy(ctx context.Context, a *api) error {
+	if s.closed {
+		if err := a.createRestPolicy(ctx, s.namespace, s.rest()); err != nil {
+			return err
+		}
+	}
 	for name, manifest := range s.policies() {
 		known, err := a.createPolicy(ctx, s.namespace, name, manifest)
 		if err != nil {

@@ -62,6 +62,8 @@ type plan struct {
 	there     string // the other node; the same when there is one only
 	external  *url.URL
 	scenarios []Scenario // that will be run
+	// closed: what no policy allows is denied, in this cluster or on one of the nodes.
+	closed bool
 }
 
 // workload is one deployment.
@@ -189,6 +191,25 @@ func (p plan) services() []*corev1.Service {
 		}
 	}
 	return out
+}
+
+// restPolicy allows in a closed cluster what no policy of the test is about: everything to and from the other pods.
+const restPolicy = "all-but-clients-with-a-policy"
+
+func (p plan) rest() string {
+	return fmt.Sprintf(`apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: %s
+  namespace: %s
+spec:
+  podSelector:
+    matchExpressions:
+    - {key: %s, operator: NotIn, values: [%s, %s, %s]}
+  policyTypes: [Ingress, Egress]
+  ingress: [{}]
+  egress: [{}]
+`, restPolicy, p.namespace, nameLabel, clientDenied, clientAllowed, clientFQDN)
 }
 
 // policies are manifests, as people write them, by the name that the policy has in common with the client it judges.

@@ -37,6 +37,8 @@ type Config struct {
 	Exec func(ctx context.Context, pod, container string, command []string) (stdout, stderr []byte, err error)
 	// Policy asks the agent of a node about a CiliumNetworkPolicy of the namespace.
 	Policy func(ctx context.Context, node, name string) (localapi.PolicyDetail, error)
+	// Closed asks the agent of a node whether it denies what no policy allows (the mode always).
+	Closed func(ctx context.Context, node string) (bool, error)
 	// Diagnose asks about a path that failed, while its pods are still there.
 	Diagnose func(context.Context, Path) []string
 	// Say tells a person what is done, Done the result of the i-th of all scenarios.
@@ -128,6 +130,17 @@ func (r *runner) prepare(ctx context.Context) error {
 		if s.lacks(p.nodes(), p.external) == "" {
 			p.scenarios = append(p.scenarios, s)
 		}
+	}
+	for _, node := range slices.Compact([]string{p.here, p.there}) {
+		closed, err := r.Closed(ctx, node)
+		if err != nil {
+			return fmt.Errorf("ask the agent of %s: %w", node, err)
+		}
+		p.closed = p.closed || closed
+	}
+	if p.closed {
+		r.Say("what no policy allows is denied here (policyEnforcementMode always): NetworkPolicy " + restPolicy +
+			" is made for the test's pods; name servers need a policy of their own")
 	}
 	r.stage.plan = p
 	return nil
