@@ -42,8 +42,8 @@ func newStatusCollector(status func(context.Context) (localapi.Status, error)) *
 		programs: d("datapath_programs", "Attached programs by name: one per device or cgroup.", "program"),
 		mtu:      d("datapath_mtu_bytes", "Largest packet; of is device or pod.", "of"),
 
-		mapEntries:  d("map_entries", "Entries in a map of the kernel (those that can be counted).", "map"),
-		mapCapacity: d("map_capacity_entries", "Entries a map of the kernel can hold.", "map"),
+		mapEntries:  d("map_entries", "Entries in a map of the kernel (of those that fill up).", "map"),
+		mapCapacity: d("map_capacity_entries", "Entries that map can hold.", "map"),
 
 		rows:    d("reconcile_rows", "Rows of a desired table.", "table"),
 		failing: d("reconcile_failing_rows", "Rows of a desired table that the kernel does not hold, with an error.", "table"),
@@ -153,10 +153,8 @@ func (c *statusCollector) collectDatapath(s localapi.Status, gauge gaugeFunc, co
 	gauge(c.mtu, float64(s.MTU.Device), "device")
 	gauge(c.mtu, float64(s.MTU.Pod), "pod")
 	for _, m := range s.Maps {
-		if m.Entries >= 0 {
+		if m.Fills() {
 			gauge(c.mapEntries, float64(m.Entries), m.Name)
-		}
-		if m.Max > 0 {
 			gauge(c.mapCapacity, float64(m.Max), m.Name)
 		}
 	}

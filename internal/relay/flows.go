@@ -98,28 +98,38 @@ func (s *server) members(ctx context.Context, m *merge.Merge, in []string, chang
 
 // source is a node as a merge asks it.
 func (s *server) source(name string) merge.Source {
+	var again []grpc.CallOption
 	return merge.Source{Node: name, Ask: func(ctx context.Context, q *observerpb.GetFlowsRequest, hear func(*observerpb.GetFlowsResponse) error) error {
-		client, err := s.nodes.client(name)
-		if err != nil {
-			return err
+		err := s.ask(ctx, name, q, hear, again...)
+		again = []grpc.CallOption{grpc.WaitForReady(true)} // that it does not answer has been told: now it is about when it does
+		if _, left := s.nodes.client(name); errors.Is(left, errLeft) && q.GetFollow() {
+			<-ctx.Done() // it is told by members
 		}
-		stream, err := client.GetFlows(metadata.AppendToOutgoingContext(ctx, wire.Beat, wire.BeatEvery.String()), q)
+		return err
+	}}
+}
+
+func (s *server) ask(ctx context.Context, name string, q *observerpb.GetFlowsRequest, hear func(*observerpb.GetFlowsResponse) error, options ...grpc.CallOption) error {
+	client, err := s.nodes.client(name)
+	if err != nil {
+		return err
+	}
+	stream, err := client.GetFlows(metadata.AppendToOutgoingContext(ctx, wire.Beat, wire.BeatEvery.String()), q, options...)
+	if err != nil {
+		return failure(err)
+	}
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
 		if err != nil {
 			return failure(err)
 		}
-		for {
-			r, err := stream.Recv()
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			if err != nil {
-				return failure(err)
-			}
-			if err := hear(r); err != nil {
-				return err
-			}
+		if err := hear(r); err != nil {
+			return err
 		}
-	}}
+	}
 }
 
 // failure is the error of a call to a node, for those who read of it in the stream.

@@ -26,6 +26,7 @@ const (
 	// connectTimeout is how long one attempt to connect to a node may take; after it others follow, at most connectPause apart.
 	connectTimeout = 5 * time.Second
 	connectPause   = 5 * time.Second
+	connectAgain   = 500 * time.Millisecond // after the first attempt
 	// buffer is that of a connection, each way: there may be thousands.
 	buffer = 8 << 10
 )
@@ -100,7 +101,7 @@ func (n *nodes) put(name, address, serverName string) {
 		node.conn, node.refused = grpc.NewClient("passthrough:///"+address, n.certificates.Client(serverName), wire.Alive(), grpc.WithIdleTimeout(0),
 			grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer), grpc.WithSharedWriteBuffer(true),
 			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: time.Second, Multiplier: backoff.DefaultConfig.Multiplier, Jitter: backoff.DefaultConfig.Jitter, MaxDelay: connectPause},
+				Backoff:           backoff.Config{BaseDelay: connectAgain, Multiplier: backoff.DefaultConfig.Multiplier, Jitter: backoff.DefaultConfig.Jitter, MaxDelay: connectPause},
 				MinConnectTimeout: connectTimeout,
 			}))
 	}
@@ -232,6 +233,9 @@ func (n *nodes) unknownLocked() error {
 	return errors.New("it is not known yet which nodes there are")
 }
 
+// errLeft is the error for a node that is no more.
+var errLeft = errors.New("it has left")
+
 // client returns a client of a node.
 func (n *nodes) client(name string) (observerpb.ObserverClient, error) {
 	n.mu.Lock()
@@ -239,7 +243,7 @@ func (n *nodes) client(name string) (observerpb.ObserverClient, error) {
 	node := n.byName[name]
 	switch {
 	case node == nil:
-		return nil, errors.New("it has left")
+		return nil, errLeft
 	case node.refused != nil:
 		return nil, node.refused
 	}

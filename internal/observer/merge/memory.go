@@ -43,6 +43,9 @@ func keyOf(r *Response) key {
 
 // known reports whether the flow has been told before the node was asked again, and remembers it.
 func (m *memory) known(r *Response) bool {
+	if isGap(r) {
+		return false
+	}
 	k, at := keyOf(r), r.GetTime().AsTime()
 	if n := m.before[k]; n > 0 {
 		m.before[k] = n - 1
@@ -55,7 +58,7 @@ func (m *memory) known(r *Response) bool {
 		m.last = at
 	}
 	m.recent = append(m.recent, k)
-	for len(m.recent) > remembered || time.Unix(0, m.recent[0].at).Before(m.last.Add(-disorder)) {
+	for len(m.recent) > remembered || len(m.recent) > 0 && time.Unix(0, m.recent[0].at).Before(m.last.Add(-disorder)) {
 		if forgotten := time.Unix(0, m.recent[0].at); forgotten.After(m.floor) {
 			m.floor = forgotten
 		}

@@ -1,6 +1,10 @@
 package merge
 
-import "time"
+import (
+	"time"
+
+	flowpb "github.com/cilium/cilium/api/v1/flow"
+)
 
 // order puts what several nodes say in order of time. A flow is let through when every other node has said something later, has nothing more to
 // say, or has kept it waiting for too long.
@@ -25,6 +29,9 @@ func (o *order) add(l *lane, r *Response, now time.Time) {
 		return
 	}
 	at := r.GetTime().AsTime()
+	if isGap(r) {
+		at = l.mark
+	}
 	if at.After(l.mark) {
 		l.mark = at
 	}
@@ -34,6 +41,11 @@ func (o *order) add(l *lane, r *Response, now time.Time) {
 	if r.GetNodeStatus() == nil {
 		l.queue = append(l.queue, waiting{r, at, now})
 	}
+}
+
+// isGap reports whether flows were overwritten before the node could tell them: it says so when it finds out, not when they happened.
+func isGap(r *Response) bool {
+	return r.GetLostEvents().GetSource() == flowpb.LostEventSource_HUBBLE_RING_BUFFER
 }
 
 // next returns the flow whose turn it is, and whose it is; nil: none yet, and how long to wait for it.
