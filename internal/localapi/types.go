@@ -3,6 +3,7 @@ package localapi
 
 import (
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/strait-net/strait/internal/reconcile"
@@ -162,6 +163,11 @@ type Map struct {
 	Entries int    `json:"entries"` // or Uncounted
 	Max     int    `json:"max"`     // 0: no limit of its own
 	Bytes   uint64 `json:"bytes,omitempty"`
+}
+
+// Fills reports whether entries come and go, so that their number says how full the map is: an array has all of them from the beginning.
+func (m Map) Fills() bool {
+	return m.Entries >= 0 && m.Max > 0 && !strings.Contains(strings.ToLower(m.Type), "array")
 }
 
 // MapDump is the content of a map as a table of text: keys first, then values.
