@@ -74,7 +74,7 @@ type Decision struct {
 	Writes []Write
 	// Problems are there until something changes.
 	Problems []Problem
-	// Ends says when the certificate ends that a Secret holds once Writes are done.
+	// Ends says when the certificate ends that a Secret holds now.
 	Ends map[string]time.Time
 	// Again is when there will be something to do if nothing changes before; zero: never.
 	Again time.Time
@@ -127,26 +127,20 @@ func Decide(c Config, held map[string]Secret, now time.Time) (Decision, error) {
 	d := Decision{Ends: map[string]time.Time{}}
 	leaves := readLeaves(held, now)
 	for _, name := range Names() {
+		if list, err := parseCertificates(held[name].Data[CertFile]); err == nil {
+			d.Ends[name] = list[0].NotAfter
+		}
 		if held[name].Foreign {
 			d.Problems = append(d.Problems, foreign(c, name))
 		}
 	}
-	for _, l := range leaves {
-		if l.pair != nil {
-			d.Ends[l.name] = l.pair.NotAfter
-		}
-	}
-	if s := held[Authority]; s.Foreign {
-		if list, err := parseCertificates(s.Data[CertFile]); err == nil {
-			d.Ends[Authority] = list[0].NotAfter
-		}
+	if held[Authority].Foreign {
 		return d, nil // nobody signs
 	}
 	t, note, err := follow(c, held, leaves, now)
 	if err != nil {
 		return Decision{}, err
 	}
-	d.Ends[Authority] = t.current.NotAfter
 	_, there := held[Authority]
 	if changed := difference(held[Authority].Data, t.data()); len(changed) > 0 || !there {
 		d.Writes = append(d.Writes, Write{Authority, changed, note.reason, note.text})
@@ -156,15 +150,15 @@ func Decide(c Config, held map[string]Secret, now time.Time) (Decision, error) {
 		if held[l.name].Foreign {
 			continue
 		}
-		w, ends, err := l.decide(c, t, now)
+		w, err := l.decide(c, t, now)
 		if err != nil {
 			return Decision{}, err
 		}
-		d.Ends[l.name] = ends
 		if len(w.Data) > 0 {
 			d.Writes = append(d.Writes, w)
+		} else {
+			d.at(now, l.due(c, t, now), l.pair.NotAfter)
 		}
-		d.at(now, l.due(c, t, now), ends)
 	}
 	if len(d.Writes) > 0 {
 		d.Again = now

@@ -66,9 +66,6 @@ func (l leaf) fits(c Config) bool {
 
 // due is when the leaf is to be made anew.
 func (l leaf) due(c Config, t trust, now time.Time) time.Time {
-	if l.pair == nil {
-		return time.Time{}
-	}
 	signer, _ := t.signer(now)
 	if !l.pair.NotAfter.Before(signer.NotAfter) && !now.Add(c.Validity).Before(signer.NotAfter) {
 		return l.pair.NotAfter // a new one would not last longer
@@ -80,8 +77,8 @@ func (l leaf) due(c Config, t trust, now time.Time) time.Time {
 	return at
 }
 
-// decide returns what the leaf's Secret is to hold, and when that ends.
-func (l leaf) decide(c Config, t trust, now time.Time) (Write, time.Time, error) {
+// decide returns what is to be changed in the leaf's Secret; if nothing, then it holds a leaf that is right.
+func (l leaf) decide(c Config, t trust, now time.Time) (Write, error) {
 	bundle := t.bundle()
 	want := map[string][]byte{CAFile: encodeCertificates(bundle)}
 	signer, sure := t.signer(now)
@@ -100,9 +97,9 @@ func (l leaf) decide(c Config, t trust, now time.Time) (Write, time.Time, error)
 		n = note{Repaired, "; before: " + wrong.Error()}
 	case !sure || by.Equal(signer.Certificate) && l.fits(c) && now.Before(l.due(c, t, now)):
 		if changed := difference(l.data, want); len(changed) > 0 {
-			return Write{l.name, changed, Trusted, fmt.Sprintf("%s trust %d authorities, %s the newest", l.of, len(bundle), t.current.Subject.CommonName)}, l.pair.NotAfter, nil
+			return Write{l.name, changed, Trusted, fmt.Sprintf("%s trust %d authorities, %s the newest", l.of, len(bundle), t.current.Subject.CommonName)}, nil
 		}
-		return Write{}, l.pair.NotAfter, nil
+		return Write{}, nil
 	default:
 		n.reason = Renewed
 	}
@@ -112,11 +109,11 @@ func (l leaf) decide(c Config, t trust, now time.Time) (Write, time.Time, error)
 	}
 	fresh, err := l.make(c, signer, now)
 	if err != nil {
-		return Write{}, time.Time{}, err
+		return Write{}, err
 	}
 	want[CertFile], want[KeyFile] = fresh.certText, fresh.keyText
 	text := fmt.Sprintf("certificate of %s made by %s, good until %s%s", l.of, signer.Subject.CommonName, stamp(fresh.NotAfter), n.text)
-	return Write{l.name, difference(l.data, want), n.reason, text}, fresh.NotAfter, nil
+	return Write{l.name, difference(l.data, want), n.reason, text}, nil
 }
 
 // make returns a new leaf; it does not outlive its authority.

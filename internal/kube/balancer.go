@@ -95,7 +95,7 @@ func refusal(err error, what string) error {
 	switch {
 	case err == nil:
 		return nil
-	case apierrors.IsConflict(err), apierrors.IsNotFound(err), apierrors.IsInvalid(err):
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err), apierrors.IsInvalid(err), apierrors.IsAlreadyExists(err):
 		return fmt.Errorf("%s: %w: %w", what, ErrRefused, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)

@@ -70,6 +70,14 @@ func (e *Events) Policy(o state.PolicyObject, severity Severity, reason, message
 	}, string(severity), reason, message)
 }
 
+// Secret records an event about a Secret.
+func (e *Events) Secret(namespace, name, uid string, severity Severity, reason, message string) {
+	e.log.Info("event", "secret", namespace+"/"+name, "severity", string(severity), "reason", reason, "message", message)
+	e.recorder.Event(&corev1.ObjectReference{
+		Kind: "Secret", APIVersion: "v1", Namespace: namespace, Name: name, UID: types.UID(uid),
+	}, string(severity), reason, message)
+}
+
 // eventSink writes events through our own small client.
 type eventSink struct {
 	ctx    context.Context

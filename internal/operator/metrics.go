@@ -1,6 +1,10 @@
 package operator
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/strait-net/strait/internal/certificate"
+)
 
 // metrics are what Prometheus sees of the operator.
 type metrics struct {
@@ -19,6 +23,11 @@ type metrics struct {
 	conditions      prometheus.Counter
 	conditionErrors prometheus.Counter
 	agents          *prometheus.GaugeVec
+
+	certificatesEnd     *prometheus.GaugeVec
+	certificatesWritten *prometheus.CounterVec
+	certificateErrors   prometheus.Counter
+	certificateProblems *prometheus.GaugeVec
 }
 
 func newMetrics(registry *prometheus.Registry) *metrics {
@@ -62,10 +71,36 @@ func newMetrics(registry *prometheus.Registry) *metrics {
 		agents: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "strait_operator_agents", Help: "Agents that are asked which policies they enforce, by state (answering, silent).",
 		}, []string{"state"}),
+		certificatesEnd: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "strait_operator_certificate_expiry_timestamp_seconds", Help: "When the certificate in a Secret ends, seconds since the epoch.",
+		}, []string{"secret"}),
+		certificatesWritten: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "strait_operator_certificates_written_total", Help: "Secrets with certificates that were written, by Secret and reason (CertificateRenewed and others, as events have it).",
+		}, []string{"secret", "reason"}),
+		certificateErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "strait_operator_certificate_errors_total", Help: "Rounds in which Secrets with certificates could not be read or written; they are tried again.",
+		}),
+		certificateProblems: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "strait_operator_certificate_problems", Help: "Secrets with certificates that need a person, by Secret and reason.",
+		}, []string{"secret", "reason"}),
 	}
 	registry.MustRegister(m.leader, m.assigned, m.refused, m.errors, m.cidrs, m.findings, m.allocations, m.allocationErrors, m.addresses, m.waiting,
-		m.conditions, m.conditionErrors, m.agents)
+		m.conditions, m.conditionErrors, m.agents, m.certificatesEnd, m.certificatesWritten, m.certificateErrors, m.certificateProblems)
 	return m
+}
+
+func (m *metrics) showCertificates(d certificate.Decision) {
+	for _, name := range certificate.Names() {
+		if end, ok := d.Ends[name]; ok {
+			m.certificatesEnd.WithLabelValues(name).Set(float64(end.Unix()))
+		} else {
+			m.certificatesEnd.DeleteLabelValues(name)
+		}
+	}
+	m.certificateProblems.Reset()
+	for _, p := range d.Problems {
+		m.certificateProblems.WithLabelValues(p.Name, string(p.Reason)).Inc()
+	}
 }
 
 func (m *metrics) showPools(p balance) {

@@ -1,5 +1,5 @@
 // Package operator is the cluster-wide process: it gives nodes their pod CIDRs and services their LoadBalancer addresses, says on
-// policies where they are enforced, and finds what is wrong.
+// policies where they are enforced, keeps the certificates of agents and relay, and finds what is wrong.
 package operator
 
 import (
@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/strait-net/strait/internal/certificate"
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/kube"
 	"github.com/strait-net/strait/internal/metric"
@@ -33,7 +34,7 @@ const (
 // Config is what an operator needs.
 type Config struct {
 	Config    config.Config
-	Namespace string // of the Lease
+	Namespace string // of the Lease, and of the Secrets with certificates
 	Identity  string // unique among the replicas
 	Version   string
 	Log       *slog.Logger
@@ -110,6 +111,13 @@ func (o *operator) lead(ctx context.Context) error {
 		o.Log.Warn("agents cannot be asked which policies they enforce", "err", err)
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	if settings := o.Config.Config.Operator.Certificates; settings.Enabled {
+		kept := certificates{
+			client: o.Client, events: o.events, metrics: o.metrics, log: o.Log, now: time.Now,
+			config: certificate.Config{Namespace: o.Namespace, Validity: settings.Validity.Duration},
+		}
+		group.Go(func() error { return kept.run(ctx) })
+	}
 	group.Go(func() error { return source.Run(ctx) })
 	group.Go(func() error { return addresses.run(ctx) })
 	group.Go(func() error { return enforced.run(ctx) })
