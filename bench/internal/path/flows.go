@@ -19,6 +19,7 @@ import (
 	"github.com/strait-net/strait/bench/internal/node"
 	"github.com/strait-net/strait/bench/internal/rr"
 	"github.com/strait-net/strait/bench/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // Accounts of those who work because of connections.
@@ -152,6 +153,9 @@ func (f *Flood) Followed() (node.Followed, error) { return f.nodes[0].Followed()
 
 // Unfollow ends the client.
 func (f *Flood) Unfollow() (node.Followed, error) { return f.nodes[0].Unfollow() }
+
+// Retire kills the agent.
+func (f *Flood) Retire() error { return f.nodes[0].Signal(f.pids[0], unix.SIGKILL) }
 
 // AgentDir is the agent's directory in /proc.
 func (f *Flood) AgentDir() string { return f.AgentFiles()[0] }

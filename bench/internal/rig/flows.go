@@ -43,6 +43,11 @@ func (r *rig) flows(ctx context.Context) error {
 		}
 		paths, clusters = append(paths, p), append(clusters, c)
 	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(idle): // agents have done what a start takes, and the reader follows
+	}
 	r.measure(ctx, paths, r.mainTests())
 	for _, c := range clusters {
 		if err := c.Reads(); err != nil {
@@ -52,28 +57,34 @@ func (r *rig) flows(ctx context.Context) error {
 	return r.programs(ctx, paths[:2], r.mainTests())
 }
 
-// floods finds out how many connections can be told of, and counts.
+// floods finds out how many connections can be told of, and counts, with nobody who asks and with a client that follows. Each has a node of its own, whose
+// agent ends with it: for minutes it would be busy with the connections that the flood has left.
 func (r *rig) floods(ctx context.Context) error {
-	n, err := r.site.Flood("flood")
-	if err != nil {
-		return err
-	}
-	if _, err := r.note(n.Path, nil); err != nil {
-		return err
-	}
-	f := &flood{rig: r, node: n, length: 2 * time.Second}
-	if r.Brief {
-		f.length = time.Second
-	}
-	// TCP before all others: what a flood leaves ends by itself later, at any time.
-	tcp := func() error { return f.keep(f.tcp()) }
-	rest := func() error { return errors.Join(f.ramp(ctx), f.keep(f.everything())) }
-	for _, loads := range []func() error{tcp, func() error { return f.following(tcp) }, rest, func() error { return f.following(rest) }} {
-		if err := errors.Join(loads(), ctx.Err()); err != nil {
+	for _, followed := range []bool{false, true} {
+		name := "flood"
+		if followed {
+			name = "flood-read"
+		}
+		n, err := r.site.Flood(name)
+		if err != nil {
+			return err
+		}
+		if _, err := r.note(n.Path, nil); err != nil {
+			return err
+		}
+		f := &flood{rig: r, node: n, length: 2 * time.Second}
+		if r.Brief {
+			f.length = time.Second
+		}
+		loads := f.loads
+		if followed {
+			loads = f.following
+		}
+		if err := errors.Join(loads(ctx), n.Retire()); err != nil {
 			return err
 		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 // flood makes the loads of a node and counts what became of them.
@@ -84,18 +95,47 @@ type flood struct {
 	followed bool
 }
 
-// following makes loads while a client follows all flows.
-func (f *flood) following(loads func() error) (err error) {
+// following makes the loads while a client follows all flows.
+func (f *flood) following(ctx context.Context) error {
 	if err := f.node.Follow(); err != nil {
 		return err
 	}
 	f.followed = true
-	defer func() {
-		f.followed = false
-		_, ended := f.node.Unfollow()
-		err = errors.Join(err, ended)
-	}()
-	return loads()
+	err := f.received()
+	if err == nil {
+		err = f.loads(ctx)
+	}
+	_, ended := f.node.Unfollow()
+	return errors.Join(err, ended)
+}
+
+var errSilent = errors.New("the client that follows receives nothing")
+
+// received waits until the client follows: what was before is not its business.
+func (f *flood) received() error {
+	for end := time.Now().Add(allTold); time.Now().Before(end); {
+		if _, err := f.node.Connections(slowest, 10*time.Millisecond); err != nil {
+			return err
+		}
+		if _, err := f.worked(); err != nil {
+			return err
+		}
+		if client, err := f.node.Followed(); err != nil || client.Flows > 0 {
+			return err
+		}
+	}
+	return errSilent
+}
+
+// loads makes all loads. TCP is before all others: what a flood leaves ends by itself later, at any time.
+func (f *flood) loads(ctx context.Context) error {
+	if err := f.keep(f.tcp()); err != nil {
+		return err
+	}
+	if err := f.ramp(ctx); err != nil {
+		return err
+	}
+	return f.keep(f.everything())
 }
 
 func (f *flood) keep(x result.Flood, err error) error {
