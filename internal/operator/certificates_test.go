@@ -204,7 +204,9 @@ func testFirstCertificates(r *certRig) {
 	if !maps.Equal(versions(first), versions(r.all())) {
 		r.t.Error("what was right was written again")
 	}
-	r.eventually("event", func() bool { return r.says(certificate.Authority, "AuthorityMade") && r.says(certificate.Client, "CertificateMade") })
+	r.eventually("event", func() bool {
+		return r.says(certificate.Authority, "AuthorityMade") && r.says(certificate.Client, "CertificateMade")
+	})
 }
 
 // Deleted, changed and emptied Secrets are made whole; what others have put beside stays.
