@@ -21,6 +21,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"sigs.k8s.io/yaml"
@@ -113,6 +114,14 @@ func decode(t *testing.T, name, text string) []runtime.Object {
 	var out []runtime.Object
 	for _, document := range strings.Split(text, "\n---\n") {
 		if strings.TrimSpace(document) == "" {
+			continue
+		}
+		if strings.Contains(document, "apiVersion: monitoring.coreos.com/") { // whose types are the Prometheus operator's
+			other := &unstructured.Unstructured{}
+			if err := yaml.UnmarshalStrict([]byte(document), other); err != nil {
+				t.Fatalf("%s: %v\n%s", name, err, document)
+			}
+			out = append(out, other)
 			continue
 		}
 		object, _, err := decoder.Decode([]byte(document), nil, nil)
