@@ -120,6 +120,7 @@ func (a *agent) run(ctx context.Context) error {
 		a.sweep,
 		a.closeDeparted,
 		a.answerHealthChecks,
+		a.warmExplain,
 		a.followTakeover,
 		func(ctx context.Context) error {
 			return programming.Run(ctx, a.state.EndpointSlices, a.state.Frontends)

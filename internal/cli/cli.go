@@ -125,7 +125,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
 	root.AddCommand(a.statusCmd(), a.getCmd(), a.serviceCmd(), a.policyCmd(), a.checkCmd(), a.bpfCmd(), a.ipamCmd(), a.takeoverCmd(), a.dnsCmd(), a.conntrackCmd(), a.bundleCmd(), a.versionCmd(), completionCmd())
 	root.AddCommand(a.connectivityCmd(), a.observeCmd())
 	root.AddCommand(a.echoCmds()...)
-	root.AddCommand(a.explainCmd(), a.explainPartCmd())
+	root.AddCommand(a.explainCmd(), a.explainPartCmd(), a.endsCmd())
 	root.AddCommand(a.nodeCmds()...)
 	root.CompletionOptions.DisableDefaultCmd = true
 	a.complete(root, "output", fixed(formats...))

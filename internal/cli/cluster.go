@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -111,16 +113,15 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 		}
 	}
 	// Reading nodes needs more rights than reading the pods of a namespace; without them the pods' nodes have to do.
-	var nodes corev1.NodeList
-	if err := c.core.Get().Resource("nodes").Do(ctx).Into(&nodes); err == nil {
-		for _, n := range nodes.Items {
-			if _, ok := byNode[n.Name]; !ok {
-				byNode[n.Name] = target{node: n.Name, err: errors.New("no strait-agent pod on this node")}
+	if nodes, err := c.nodeNames(ctx); err == nil {
+		for _, n := range nodes {
+			if _, ok := byNode[n]; !ok {
+				byNode[n] = target{node: n, err: errNoAgent}
 			}
 		}
 	}
 	if len(pods) == 0 {
-		return nil, fmt.Errorf("no strait-agent pods in namespace %s at %s: is Strait installed there? See --agent-namespace", c.namespace, c.config.Host)
+		return nil, c.notInstalled()
 	}
 	var out []target
 	for _, t := range byNode {
@@ -130,13 +131,105 @@ func (c *cluster) agents(ctx context.Context, timeout time.Duration) ([]target, 
 	return out, nil
 }
 
+// errNoAgent is the error of a target that is only a node.
+var errNoAgent = errors.New("no strait-agent pod on this node")
+
+// enoughAgents is how many agents are looked for where any would do.
+const enoughAgents = 8
+
+// someAgents returns the targets of a few nodes, those first that can be asked.
+func (c *cluster) someAgents(ctx context.Context, timeout time.Duration) ([]target, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	pods, err := c.podsWith(ctx, metav1.ListOptions{LabelSelector: agentSelector, Limit: enoughAgents})
+	if err != nil {
+		return nil, err
+	}
+	var out []target
+	for i := range pods {
+		out = append(out, targetOf(&pods[i]))
+	}
+	slices.SortFunc(out, func(a, b target) int {
+		if (a.err == nil) != (b.err == nil) {
+			if a.err == nil {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.node, b.node)
+	})
+	if len(out) == 0 {
+		return nil, c.notInstalled()
+	}
+	return out, nil
+}
+
+func (c *cluster) notInstalled() error {
+	return fmt.Errorf("no strait-agent pods in namespace %s at %s: is Strait installed there? See --agent-namespace", c.namespace, c.config.Host)
+}
+
+// agentOn returns the target of one node; known is false when there surely is no such node.
+func (c *cluster) agentOn(ctx context.Context, timeout time.Duration, node string) (t target, known bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	pods, err := c.podsWith(ctx, metav1.ListOptions{LabelSelector: agentSelector, FieldSelector: "spec.nodeName=" + node})
+	if err != nil {
+		return t, true, err
+	}
+	t = target{node: node, err: errNoAgent}
+	for i := range pods {
+		if p := targetOf(&pods[i]); p.node == node && t.err != nil { // during an update a node may have two
+			t = p
+		}
+	}
+	if len(pods) > 0 {
+		return t, true, nil
+	}
+	err = c.core.Get().Resource("nodes").Name(node).Do(ctx).Error()
+	return t, !apierrors.IsNotFound(err), nil
+}
+
+// nodeNames lists the nodes, and of each only what they all have.
+func (c *cluster) nodeNames(ctx context.Context) (names []string, err error) {
+	text, err := c.core.Get().Resource("nodes").SetHeader("Accept", "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", "application/json").Do(ctx).Raw()
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var list metav1.PartialObjectMetadataList
+	if err := json.Unmarshal(text, &list); err != nil {
+		return nil, fmt.Errorf("read list of nodes: %w", err)
+	}
+	for i := range list.Items {
+		names = append(names, list.Items[i].Name)
+	}
+	return names, nil
+}
+
+// ended says that a pod has ended, which agents forget; empty: it has not, or nobody tells.
+func (c *cluster) ended(ctx context.Context, timeout time.Duration, name string) string {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	namespace, pod, _ := strings.Cut(name, "/")
+	var p corev1.Pod
+	if err := c.core.Get().Namespace(namespace).Resource("pods").Name(pod).Do(ctx).Into(&p); err != nil {
+		return ""
+	}
+	if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+		return ""
+	}
+	return fmt.Sprintf("pod %s has ended (%s): it has no address any more", name, p.Status.Phase)
+}
+
 // pods lists Strait's own pods that match a selector of labels.
 func (c *cluster) pods(ctx context.Context, selector string) ([]corev1.Pod, error) {
+	return c.podsWith(ctx, metav1.ListOptions{LabelSelector: selector})
+}
+
+func (c *cluster) podsWith(ctx context.Context, o metav1.ListOptions) ([]corev1.Pod, error) {
 	var pods corev1.PodList
-	err := c.core.Get().Namespace(c.namespace).Resource("pods").
-		VersionedParams(&metav1.ListOptions{LabelSelector: selector}, c.parameter).Do(ctx).Into(&pods)
+	err := c.core.Get().Namespace(c.namespace).Resource("pods").VersionedParams(&o, c.parameter).Do(ctx).Into(&pods)
 	if err != nil {
-		return nil, fmt.Errorf("list pods with %s at %s: %w", selector, c.config.Host, unwrapURL(err))
+		return nil, fmt.Errorf("list pods with %s at %s: %w", o.LabelSelector, c.config.Host, unwrapURL(err))
 	}
 	return pods.Items, nil
 }

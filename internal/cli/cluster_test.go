@@ -36,12 +36,15 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
-// apiServer answers the three requests strait makes, and runs exec as strait itself against the socket of the pod's node.
+// apiServer answers the requests strait makes, and runs exec as strait itself against the socket of the pod's node.
 type apiServer struct {
 	sockets map[string]string // by pod; an empty socket never answers
 	pods    []corev1.Pod
 	nodes   []string
 	noNodes bool // listing nodes is forbidden
+	listed  int  // times that all nodes were listed
+	// ended are pods that have ended.
+	ended map[string]corev1.PodPhase
 	// stopped ends, by pod, commands that would go on until the client has gone.
 	stopped map[string]chan struct{}
 }
@@ -53,9 +56,30 @@ func (s *apiServer) kubeconfig(t *testing.T) string {
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods", func(w http.ResponseWriter, r *http.Request) {
 		list := corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}}
 		if r.PathValue("namespace") == "kube-system" && r.URL.Query().Get("labelSelector") == "app.kubernetes.io/name=strait-agent" {
-			list.Items = s.pods
+			on, some := strings.CutPrefix(r.URL.Query().Get("fieldSelector"), "spec.nodeName=")
+			for _, p := range s.pods {
+				if !some || p.Spec.NodeName == on {
+					list.Items = append(list.Items, p)
+				}
+			}
 		}
 		reply(w, http.StatusOK, list)
+	})
+	missing := metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Reason: metav1.StatusReasonNotFound, Code: 404}
+	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods/{pod}", func(w http.ResponseWriter, r *http.Request) {
+		phase, ok := s.ended[r.PathValue("namespace")+"/"+r.PathValue("pod")]
+		if !ok {
+			reply(w, http.StatusNotFound, missing)
+			return
+		}
+		reply(w, http.StatusOK, corev1.Pod{TypeMeta: metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"}, Status: corev1.PodStatus{Phase: phase}})
+	})
+	mux.HandleFunc("GET /api/v1/nodes/{node}", func(w http.ResponseWriter, r *http.Request) {
+		if !slices.Contains(s.nodes, r.PathValue("node")) {
+			reply(w, http.StatusNotFound, missing)
+			return
+		}
+		reply(w, http.StatusOK, corev1.Node{TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: r.PathValue("node")}})
 	})
 	mux.HandleFunc("GET /api/v1/nodes", func(w http.ResponseWriter, _ *http.Request) {
 		if s.noNodes {
@@ -63,6 +87,7 @@ func (s *apiServer) kubeconfig(t *testing.T) string {
 				Status: "Failure", Reason: metav1.StatusReasonForbidden, Code: 403})
 			return
 		}
+		s.listed++
 		list := corev1.NodeList{TypeMeta: metav1.TypeMeta{Kind: "NodeList", APIVersion: "v1"}}
 		for _, n := range s.nodes {
 			list.Items = append(list.Items, corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n}})

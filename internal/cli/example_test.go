@@ -225,6 +225,9 @@ func agent(t *testing.T, p localapi.Provider) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if p.Ends == nil && p.Pods != nil {
+		p.Ends = exampleEnds(p)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() {

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/strait-net/strait/internal/cli"
 	"github.com/strait-net/strait/internal/localapi"
@@ -44,6 +47,38 @@ func exampleExplain(i int) func(context.Context, localapi.ExplainQuestion) (loca
 	}
 }
 
+// exampleEnds finds names and addresses in what a provider lists.
+func exampleEnds(p localapi.Provider) func(context.Context, []string) (localapi.Ends, error) {
+	return func(ctx context.Context, words []string) (out localapi.Ends, err error) {
+		pods, _ := p.Pods(ctx)
+		services, _ := p.Services(ctx)
+		nodes, err := p.Nodes(ctx)
+		asked := func(name string, addresses ...netip.Addr) bool {
+			return slices.ContainsFunc(words, func(w string) bool {
+				a, err := netip.ParseAddr(w)
+				return w == name || "default/"+w == name || err == nil && slices.Contains(addresses, a)
+			})
+		}
+		on := map[string]bool{}
+		for _, pod := range pods {
+			if asked(pod.Namespace+"/"+pod.Name, pod.Addresses...) {
+				out.Pods, on[pod.Node] = append(out.Pods, pod), true
+			}
+		}
+		for _, s := range services {
+			if asked(s.Namespace+"/"+s.Name, s.Frontend.Addr()) {
+				out.Services = append(out.Services, s)
+			}
+		}
+		for _, n := range nodes {
+			if n.Self || on[n.Name] || asked(n.Name, n.Addresses...) {
+				out.Nodes = append(out.Nodes, n)
+			}
+		}
+		return out, err
+	}
+}
+
 type exampleWay struct {
 	q    localapi.ExplainQuestion
 	part localapi.ExplainPart
@@ -61,7 +96,7 @@ func (e *exampleWay) what() string {
 	p := e.part.Packet
 	text := fmt.Sprintf("%s %s to %s", p.Protocol, p.Source, p.Target)
 	if p.Answer {
-		text = "an answer of " + text
+		text = "the answer " + text
 	}
 	return text
 }
@@ -260,6 +295,50 @@ func TestExplainCompletion(t *testing.T) {
 		if strings.Contains(stdout, tc.not) {
 			t.Errorf("explain %q<TAB> offers %s: %v", tc.typed, tc.not, words)
 		}
+	}
+}
+
+// Names that are right cost no list of all pods; those of pods that have ended, which agents forget, are looked up in Kubernetes.
+func TestExplainListsNothing(t *testing.T) {
+	s := threeNodes(t)
+	s.ended = map[string]corev1.PodPhase{"shop/job-1": corev1.PodSucceeded}
+	for i := 1; i <= 3; i++ {
+		p := nodeOf(i, false)
+		p.Ends = exampleEnds(p)
+		p.Pods = func(context.Context) ([]localapi.PodRow, error) { return nil, errors.New("a list of all pods was asked for") }
+		s.sockets[fmt.Sprintf("strait-agent-n%d", i)] = agent(t, p)
+	}
+	config := s.kubeconfig(t)
+	for _, dst := range []string{"shop/db-0:5432", "svc/web:80", "10.244.2.7:5432", "10.96.0.7:80"} {
+		if stdout, stderr, code := (terminal{width: 80}).run("explain", "shop/web-1", dst, "--kubeconfig", config); code != cli.ExitOK {
+			t.Errorf("explain shop/web-1 %s = %d\n%s%s", dst, code, stdout, stderr)
+		}
+	}
+	if s.listed != 0 {
+		t.Errorf("all nodes were listed %d times", s.listed)
+	}
+	if _, stderr, _ := (terminal{}).run("explain", "shop/web-1", "shop/dbx:80", "--kubeconfig", config); !strings.Contains(stderr, "a list of all pods was asked for") {
+		t.Errorf("a name that nobody has is compared with nothing: %s", stderr)
+	}
+	_, stderr, code := (terminal{}).run("explain", "shop/web-1", "shop/job-1:80", "--kubeconfig", threeNodesWith(t, s.ended).kubeconfig(t))
+	if want := "DST: pod shop/job-1 has ended (Succeeded): it has no address any more"; code != cli.ExitUsage || !strings.Contains(stderr, want) {
+		t.Errorf("= %d %s, want %s", code, stderr, want)
+	}
+}
+
+func threeNodesWith(t *testing.T, ended map[string]corev1.PodPhase) *apiServer {
+	s := threeNodes(t)
+	s.ended = ended
+	return s
+}
+
+// An agent that does not know the question for names is asked for whole tables.
+func TestExplainNamesByAnOlderAgent(t *testing.T) {
+	p := nodeOf(1, false)
+	p.Ends = func(context.Context, []string) (localapi.Ends, error) { return localapi.Ends{}, localapi.ErrNotOffered }
+	stdout, stderr, _ := terminal{width: 80}.run("explain", "shop/web-1", "shop/db-0:5432", "--socket", agent(t, p))
+	if !strings.Contains(stdout, "There\n") {
+		t.Errorf("%s%s", stdout, stderr)
 	}
 }
 

@@ -1,16 +1,12 @@
 package cli
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -82,18 +78,23 @@ func (a *app) explain(ctx context.Context, args []string, f explainFlags) error 
 	if err != nil {
 		return err
 	}
-	all, err := from.everybody(ctx)
+	all, err := from.who(ctx, endWords(q, from.self))
 	if err != nil {
 		return err
 	}
 	out, node, asked, err := all.start(q, f, backend)
+	if errors.Is(err, errNobody) { // with all names it can be said which one is meant
+		if all, err = from.everybody(ctx); err == nil {
+			out, node, asked, err = all.start(q, f, backend)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	asked.Session = "explain-" + strconv.FormatInt(a.Now().UnixNano(), 36)
 	before := []explain.Leg{}
 	if from.client != nil && node != all.self {
-		before = append(before, explain.Leg{Node: node, Error: elsewhere("it begins", node, args).Error(), Asked: asked})
+		before = append(before, explain.Leg{Node: node, Error: elsewhere("its beginning", node, args).Error(), Asked: asked})
 		if node, err = all.join(args, node, out, f, &asked); err != nil {
 			return err
 		}
@@ -118,7 +119,7 @@ func (e *explained) prepend(legs []explain.Leg) {
 	}
 	if len(legs) > 0 && e.Conclusion.Verdict == explain.Delivered {
 		e.Conclusion.Verdict = explain.Unknown
-		e.Conclusion.Text = "cannot be told, because node " + legs[0].Node + ", where it begins, is not asked"
+		e.Conclusion.Text = "cannot be told, because node " + legs[0].Node + ", where it begins, has not been asked"
 	}
 }
 
@@ -221,10 +222,10 @@ func (e everybody) entrance(dst explainEnd) string {
 	if dst.Node != "" {
 		return dst.Node
 	}
-	if e.self != "" || len(e.nodes) == 0 {
-		return e.self
+	if len(e.entrances) == 0 {
+		return ""
 	}
-	return e.nodeNames()[0]
+	return e.entrances[0]
 }
 
 // join takes the path up on this node, when its beginning is on another that cannot be asked from here.
@@ -244,147 +245,6 @@ func (e everybody) join(args []string, begins string, out explained, f explainFl
 		}
 	}
 	return e.self, nil
-}
-
-// informants are the agents that can be asked: that of this node, or all of a cluster.
-type informants struct {
-	app     *app
-	client  *localapi.Client // of this node; nil: the cluster's
-	cluster *cluster
-	agents  []target
-	self    string
-}
-
-func (a *app) informants(ctx context.Context) (*informants, error) {
-	client, err := a.local(ctx)
-	if err != nil || client != nil {
-		return &informants{app: a, client: client}, err
-	}
-	cluster, err := a.cluster()
-	if err != nil {
-		return nil, err
-	}
-	agents, err := cluster.agents(ctx, a.timeout)
-	if err != nil {
-		return nil, unreachable(err)
-	}
-	if a.node != "" && !slices.ContainsFunc(agents, func(t target) bool { return t.node == a.node }) {
-		return nil, unknown("node", a.node, "", names(agents))
-	}
-	return &informants{app: a, cluster: cluster, agents: agents, self: a.node}, nil
-}
-
-// everybody asks the first agent that answers who there is: every agent knows all.
-func (i *informants) everybody(ctx context.Context) (everybody, error) {
-	if i.client != nil {
-		e, err := i.census(ctx, target{})
-		if err != nil {
-			return e, i.app.localError(err)
-		}
-		for _, n := range e.nodes {
-			if n.Self {
-				e.self, i.self = n.Name, n.Name
-			}
-		}
-		return e, nil
-	}
-	var failed []answer[struct{}]
-	for _, t := range i.agents {
-		e, err := i.census(ctx, t)
-		if err == nil {
-			e.self = i.self
-			return e, nil
-		}
-		failed = append(failed, answer[struct{}]{Node: t.node, Err: err})
-	}
-	return everybody{}, allFailed(failed)
-}
-
-// census asks one agent for all tables at once; of several errors the first table's is told.
-func (i *informants) census(ctx context.Context, t target) (e everybody, err error) {
-	var group sync.WaitGroup
-	var failed [3]error
-	group.Go(func() {
-		e.pods, failed[0] = consult(ctx, i, t, question[[]localapi.PodRow]{args: []string{"get", "pods"},
-			local: func(ctx context.Context, c *localapi.Client) ([]localapi.PodRow, error) { return c.Pods(ctx) }})
-	})
-	group.Go(func() {
-		e.nodes, failed[1] = consult(ctx, i, t, question[[]localapi.Node]{args: []string{"get", "nodes"},
-			local: func(ctx context.Context, c *localapi.Client) ([]localapi.Node, error) { return c.Nodes(ctx) }})
-	})
-	group.Go(func() {
-		e.services, failed[2] = consult(ctx, i, t, question[[]localapi.Service]{args: []string{"service", "list"},
-			local: func(ctx context.Context, c *localapi.Client) ([]localapi.Service, error) { return c.Services(ctx) }})
-	})
-	group.Wait()
-	return e, cmp.Or(failed[:]...)
-}
-
-// consult asks one agent: this node's, or the one named.
-func consult[T any](ctx context.Context, i *informants, t target, q question[T]) (T, error) {
-	if i.client == nil {
-		said := askNode(ctx, i.app, i.cluster, t, q)
-		return said.Value, said.Err
-	}
-	ctx, cancel := context.WithTimeout(ctx, i.app.timeout)
-	defer cancel()
-	return q.local(ctx, i.client)
-}
-
-// follow follows the packet. What the first node says against the question is an error, what others cannot tell is a gap.
-func (i *informants) follow(ctx context.Context, args []string, node string, q localapi.ExplainQuestion) (explain.Path, error) {
-	var refused error
-	first := true
-	path := explain.Follow(ctx, func(ctx context.Context, node string, q localapi.ExplainQuestion) (localapi.ExplainPart, error) {
-		part, err := i.part(ctx, args, node, q)
-		if first && err != nil {
-			var exit *exitError
-			switch {
-			case otherVersion(err): // a gap, wherever it is
-			case i.client != nil:
-				refused = i.app.localError(err)
-			case errors.As(err, &exit):
-				refused = exit
-			}
-		}
-		first = false
-		if err != nil && otherVersion(err) {
-			err = fmt.Errorf("its agent cannot explain paths: it is of another version than this command (%s); see strait version", cmp.Or(i.app.Version, "unknown"))
-		}
-		return part, err
-	}, node, q)
-	return path, refused
-}
-
-// otherVersion reports whether an agent does not know the question at all.
-func otherVersion(err error) bool {
-	text := err.Error()
-	return errors.Is(err, localapi.ErrNotOffered) || strings.Contains(text, localapi.ErrNotOffered.Error()) ||
-		strings.Contains(text, "no such path") || strings.Contains(text, `unknown verb "`+explainPartVerb+`"`) || strings.Contains(text, "unknown field")
-}
-
-// elsewhere says where to ask for what another node knows.
-func elsewhere(what, node string, args []string) error {
-	return fmt.Errorf("%s on node %s: ask from outside the cluster, or there: strait explain %s", what, node, strings.Join(args, " "))
-}
-
-func (i *informants) part(ctx context.Context, args []string, node string, q localapi.ExplainQuestion) (localapi.ExplainPart, error) {
-	text, err := json.Marshal(q)
-	if err != nil {
-		return localapi.ExplainPart{}, fmt.Errorf("write question: %w", err)
-	}
-	asked := explainPart(q, string(text))
-	if i.client != nil {
-		if node != i.self {
-			return localapi.ExplainPart{}, elsewhere("the rest is known", node, args)
-		}
-		return consult(ctx, i, target{}, asked)
-	}
-	n := slices.IndexFunc(i.agents, func(t target) bool { return t.node == node })
-	if n < 0 {
-		return localapi.ExplainPart{}, fmt.Errorf("no strait-agent pod on node %s", node)
-	}
-	return consult(ctx, i, i.agents[n], asked)
 }
 
 // completeExplain offers pods, services and nodes of the first node that answers, and the words.

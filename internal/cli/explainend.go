@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -46,11 +48,48 @@ func world() []netip.Addr {
 
 // everybody is who an end can be, as one agent knows them.
 type everybody struct {
-	self     string // the node that "host" stands for; empty: none
-	pods     []localapi.PodRow
-	nodes    []localapi.Node
-	services []localapi.Service
+	self      string   // the node that "host" stands for; empty: none
+	entrances []string // nodes that can be asked
+	whole     bool     // these are all there are, not only those that were asked for
+	pods      []localapi.PodRow
+	nodes     []localapi.Node
+	services  []localapi.Service
+	ended     func(pod string) string // says so of a pod that agents do not know any more; nil: nobody can tell
 }
+
+// errNobody is matched by the error of a name that nobody has, as far as somebody was asked.
+var errNobody = errors.New("nobody has this name")
+
+// endWords are the names and addresses of a question, without what says of which kind they are.
+func endWords(q localapi.VerdictQuestion, self string) (words []string) {
+	from, _ := splitPort(q.Source)
+	for _, word := range []string{from, q.Destination} {
+		_, name := kindIn(word)
+		if name == hostWord {
+			name = self
+		}
+		if name != "" && name != worldWord {
+			words = append(words, name)
+		}
+	}
+	return words
+}
+
+// kindIn takes "svc/shop/web" apart. The kind is empty where the word does not say one.
+func kindIn(word string) (kind, name string) {
+	if first, rest, ok := strings.Cut(word, "/"); ok {
+		if k, known := map[string]string{"svc": endService, "service": endService, "pod": endPod, "node": endNode}[first]; known {
+			return k, rest
+		}
+	}
+	return "", word
+}
+
+// Words that stand for an end.
+const (
+	hostWord  = "host"
+	worldWord = "world"
+)
 
 // find reads an end: an address, a word, or the name of a pod, service or node.
 func (e everybody) find(which, text string) (explainEnd, error) {
@@ -58,26 +97,29 @@ func (e everybody) find(which, text string) (explainEnd, error) {
 		return e.at(addr.Unmap()), nil
 	}
 	switch text {
-	case "world":
-		return explainEnd{Kind: endOutside, Name: "world", addresses: world()}, nil
-	case "host":
+	case worldWord:
+		return explainEnd{Kind: endOutside, Name: worldWord, addresses: world()}, nil
+	case hostWord:
 		if e.self == "" {
-			return explainEnd{}, usage("%s host: which node? There are: %s", which, strings.Join(e.nodeNames(), ", "))
+			return explainEnd{}, usage("%s host: which node? Write its name, or --node, such as %s", which, strings.Join(e.entrances, ", "))
 		}
 		return e.node(e.self), nil
 	}
-	kind, name := "", text
-	if word, rest, ok := strings.Cut(text, "/"); ok {
-		if k, known := map[string]string{"svc": endService, "service": endService, "pod": endPod, "node": endNode}[word]; known {
-			kind, name = k, rest
-		}
-	}
+	kind, name := kindIn(text)
 	if strings.Count(name, "/") > 1 || strings.HasPrefix(name, "/") || strings.HasSuffix(name, "/") || name == "" {
 		return explainEnd{}, usage("%s %q: want a pod as [NAMESPACE/]NAME, svc/[NAMESPACE/]NAME, a node, an address, host or world", which, text)
 	}
 	found := e.named(kind, name)
 	switch len(found) {
 	case 0:
+		if !e.whole {
+			return explainEnd{}, errNobody
+		}
+		if e.ended != nil && (kind == "" || kind == endPod) {
+			if text := e.ended(qualified(name)); text != "" {
+				return explainEnd{}, usage("%s: %s", which, text)
+			}
+		}
 		return explainEnd{}, e.unknown(which, kind, name)
 	case 1:
 		return found[0], nil
@@ -199,7 +241,13 @@ func (e everybody) unknown(which, kind, name string) error {
 		word = name
 	}
 	text := fmt.Sprintf("%s: no %s is called %q", which, what, word)
-	best := nearest(word, all)
+	best := ""
+	if !strings.Contains(name, "/") { // in another namespace?
+		if i := slices.IndexFunc(all, func(n string) bool { return strings.HasSuffix(n, "/"+name) }); i >= 0 {
+			best = all[i]
+		}
+	}
+	best = cmp.Or(best, nearest(word, all))
 	if best == "" && kind != endNode {
 		best = nearest(name, all)
 	}
@@ -283,7 +331,7 @@ func (e explainEnd) front(q localapi.VerdictQuestion) (addresses []netip.Addr, p
 	var have []string
 	for _, s := range e.fronts {
 		if !s.Frontend.IsValid() {
-			return nil, 0, usage("%s is of type %s: it has no address of its own; %s", e, s.Type, s.Note)
+			return nil, 0, e.noAddress(s)
 		}
 		if s.Of != nil || s.Frontend.Addr().IsUnspecified() {
 			continue
@@ -317,6 +365,14 @@ func (e explainEnd) front(q localapi.VerdictQuestion) (addresses []netip.Addr, p
 		return nil, 0, usage("%s: a port is missing: write svc/%s:PORT; it has %s", e, e.Name, strings.Join(have, ", "))
 	}
 	return nil, 0, usage("%s has no port %s of protocol %s; it has %s", e, asked, protocol, strings.Join(have, ", "))
+}
+
+// noAddress says what to ask instead of a service without an address.
+func (e explainEnd) noAddress(s localapi.Service) error {
+	if s.Type == "Headless" {
+		return usage("%s is headless: it has no address, DNS answers with its pods; ask for one of them, strait service show %s lists them", e, e.Name)
+	}
+	return usage("%s is of type %s: it has no address of its own; %s", e, s.Type, strings.TrimPrefix(s.Note, "nothing to do: "))
 }
 
 // namedPort is the port of a pod's container by its name.

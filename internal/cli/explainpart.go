@@ -29,16 +29,21 @@ func (a *app) explainPartCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if all.one && a.output.forPeople() {
-				text, err := json.MarshalIndent(all.nodes[0].Value, "", "  ")
-				if err != nil {
-					return err
-				}
-				return a.write(string(text) + "\n")
-			}
-			return printAnswers(a, all)
+			return printForPrograms(a, all)
 		},
 	}
+}
+
+// printForPrograms prints the answer of one node as JSON where nothing else was asked for.
+func printForPrograms[T any](a *app, all answers[T]) error {
+	if !all.one || !a.output.forPeople() {
+		return printAnswers(a, all)
+	}
+	text, err := json.MarshalIndent(all.nodes[0].Value, "", "  ")
+	if err != nil {
+		return err
+	}
+	return a.write(string(text) + "\n")
 }
 
 // explainPart is the question for a node's agent; text is q as it goes over a command line.

@@ -58,7 +58,6 @@ func (a *app) pathText(out explained, verbose bool) string {
 // concluded is the last line.
 func concluded(c explain.Conclusion) string {
 	text := strings.ToUpper(c.Text[:min(1, len(c.Text))]) + c.Text[min(1, len(c.Text)):]
-	text = strings.TrimSuffix(text, fmt.Sprintf(": node %s on node %s", c.Node, c.Node)) // said above
 	if n := len(c.Warnings); n > 0 {
 		text += fmt.Sprintf(" (%s above)", plural(n, "warning"))
 	}
@@ -144,7 +143,7 @@ func (s *pathScreen) way(title string, legs []explain.Leg) {
 		if l.Part == nil {
 			s.text(yellow, "NOT KNOWN: "+l.Error, "      ", "        ")
 			if !strings.Contains(l.Error, "strait ") {
-				s.text(plain, "-> what ails it: strait status; the agent there has to run", "      ", "         ")
+				s.text(plain, "-> what is wrong there: strait status", "      ", "         ")
 			}
 			continue
 		}
@@ -218,8 +217,7 @@ func (s *pathScreen) hop(number int, l explain.Leg, h localapi.Hop) {
 
 // decided reports whether a fact is the rule by which a new connection goes on, which stands nowhere else.
 func (s *pathScreen) decided(l explain.Leg, h localapi.Hop, f localapi.Fact) bool {
-	const everybody = "Builtin default allow" // no policy isolates the pod
-	return strings.HasPrefix(f.Name, "policy") && !l.Asked.Packet.Answer && h.Outcome == localapi.HopOn && !strings.HasSuffix(f.Value, everybody)
+	return f.Name == "policy" && !l.Asked.Packet.Answer && h.Outcome == localapi.HopOn
 }
 
 // advice is what to type about a packet that does not go on, and what for.
@@ -230,7 +228,9 @@ func (s *pathScreen) advice(l explain.Leg, h localapi.Hop) (why, command string)
 	denied := []verdict.Reason{verdict.PolicyEgress, verdict.PolicyIngress, verdict.PolicyMissing}
 	for _, r := range denied {
 		if strings.HasPrefix(h.Reason, r.Text()) {
-			return "which rules nearly allow it", "strait policy verdict " + s.judged()
+			if judged := s.judged(l); judged != "" {
+				return "which rules nearly allow it", "strait policy verdict " + judged
+			}
 		}
 	}
 	to := l.Part.Arrived
@@ -240,8 +240,8 @@ func (s *pathScreen) advice(l explain.Leg, h localapi.Hop) (why, command string)
 	return "", ""
 }
 
-// judged are the ends as policy judges them: the backend in place of its service.
-func (s *pathScreen) judged() string {
+// judged are the ends as policy judges them: the backend in place of its service. Empty: the backend is not known.
+func (s *pathScreen) judged(l explain.Leg) string {
 	from, to := s.path.Source.Name, s.path.Destination.Name
 	if s.path.Source.Kind != endPod {
 		from = s.path.Source.Address.String()
@@ -250,7 +250,13 @@ func (s *pathScreen) judged() string {
 	if s.path.Destination.Kind != endPod {
 		to = s.path.Destination.Address.String()
 	}
-	if sent := s.path.sent(); s.path.Destination.Kind == endService && sent != nil {
+	came, sent := l.Asked.Packet, s.path.sent()
+	switch changed := came.Target.Addr() != s.path.Destination.Address || came.Target.Port() != s.path.Destination.Port; {
+	case s.path.Source.Kind == endOutside && !changed && s.path.Destination.Kind != endPod: // a service, whose backend is chosen where the packet ends
+		return ""
+	case s.path.Source.Kind == endOutside && changed:
+		from, to, port = came.Source.Addr().String(), came.Target.Addr().String(), came.Target.Port()
+	case s.path.Destination.Kind == endService && sent != nil:
 		to, port = sent.Target.Addr().String(), sent.Target.Port()
 	}
 	if strings.Contains(to, ":") {

@@ -4,11 +4,16 @@ package explain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/strait-net/strait/internal/localapi"
 )
+
+// ErrElsewhere is matched by the error of an Ask that knows only other nodes; its text says where to ask.
+var ErrElsewhere = errors.New("is known only on node")
 
 // Ask asks the agent of a node for its part.
 type Ask func(ctx context.Context, node string, q localapi.ExplainQuestion) (localapi.ExplainPart, error)
@@ -111,7 +116,7 @@ func follow(ctx context.Context, ask Ask, node string, q localapi.ExplainQuestio
 		if err != nil {
 			w.legs = append(w.legs, Leg{Node: node, Error: err.Error(), Asked: q})
 			w.stop = stopUnknown
-			w.hop = localapi.Hop{Place: "node " + node, Outcome: localapi.HopUnknown, Reason: "it could not be asked: " + err.Error()}
+			w.hop = gap(node, err)
 			return w
 		}
 		w.legs, w.part = append(w.legs, Leg{Node: node, Part: &part, Asked: q}), &part
@@ -135,6 +140,15 @@ func follow(ctx context.Context, ask Ask, node string, q localapi.ExplainQuestio
 			Session: q.Session, Entry: part.Next.Entry, Packet: part.Packet, Sender: part.Next.Sender, MAC: part.Next.MAC, Established: q.Established,
 		}
 	}
+}
+
+// gap stands for the hops on a node that was not asked.
+func gap(node string, err error) localapi.Hop {
+	h := localapi.Hop{Outcome: localapi.HopUnknown, Reason: fmt.Sprintf("node %s could not be asked: %v", node, err)}
+	if errors.Is(err, ErrElsewhere) {
+		h.Reason = err.Error()
+	}
+	return h
 }
 
 func ended(part *localapi.ExplainPart, last localapi.Hop) stop {
@@ -164,42 +178,78 @@ func conclude(q localapi.ExplainQuestion, there way, back *way) Conclusion {
 		}
 	}
 	at(there, false)
-	where := func(w way) string { return w.hop.Place + " on node " + w.legs[len(w.legs)-1].Node }
 	switch there.stop {
 	case stopDropped:
-		c.Verdict, c.Text = Dropped, fmt.Sprintf("%s here because %s: %s", there.hop.Outcome, reason(there.hop), where(there))
+		c.Verdict, c.Text = Dropped, fmt.Sprintf("%s here because %s", there.hop.Outcome, there.why())
 		return c
 	case stopRefused:
-		c.Verdict, c.Text = But, fmt.Sprintf("would be delivered, but %s: %s", reason(there.hop), where(there))
+		c.Verdict, c.Text = But, "would be delivered, but "+there.why()
 		return c
 	case stopUnknown:
-		c.Verdict, c.Text = Unknown, fmt.Sprintf("cannot be told, because %s: %s", reason(there.hop), where(there))
+		c.Verdict, c.Text = Unknown, "cannot be told, because "+there.why()
 		return c
 	}
-	end := "delivered"
+	end, answered := "delivered", ", and so is the answer"
 	if there.stop == stopOutside {
-		end = "leaves the cluster as " + there.part.Packet.Source.String()
+		end, answered = "leaves the cluster"+as(q, there), ", and its answer would be delivered"
 	}
 	at(*back, true)
 	switch back.stop {
 	case stopDropped, stopRefused:
-		c.Verdict, c.Text = But, fmt.Sprintf("%s, but the answer is %s because %s: %s", end, back.hop.Outcome, reason(back.hop), where(*back))
+		c.Verdict, c.Text = But, fmt.Sprintf("%s, but the answer is %s because %s", end, back.hop.Outcome, back.why())
 		return c
 	case stopUnknown:
-		c.Verdict, c.Text = Unknown, fmt.Sprintf("%s, but whether the answer comes back cannot be told, because %s: %s", end, reason(back.hop), where(*back))
+		c.Verdict, c.Text = Unknown, fmt.Sprintf("%s, but whether the answer comes back cannot be told, because %s", end, back.why())
 		return c
 	case stopOutside:
 		if q.Entry != localapi.EntryNet {
-			c.Verdict, c.Text = But, fmt.Sprintf("%s, but the answer leaves the cluster instead of coming back: %s", end, where(*back))
+			c.Verdict, c.Text = But, end+", but the answer leaves the cluster instead of coming back"+back.where()
 			return c
 		}
+		answered = ", and the answer leaves the cluster"
 	}
 	if text := strange(q, there, back); text != "" {
 		c.Verdict, c.Text = But, end+", but "+text
 		return c
 	}
-	c.Verdict, c.Text = Delivered, end+", and so is the answer"
+	c.Verdict, c.Text = Delivered, end+answered
 	return c
+}
+
+// why is the reason with the place.
+func (w way) why() string { return reason(w.hop) + w.where() }
+
+// where is the place of the last hop, if there is one: ": strait_from_vx on strait_vxlan on node n1".
+func (w way) where() string {
+	if w.hop.Place == "" { // the reason says it
+		return ""
+	}
+	return ": " + onNode(w.hop.Place, w.legs[len(w.legs)-1].Node)
+}
+
+// onNode is a place with its node, which is said once.
+func onNode(place, node string) string {
+	node = "node " + node
+	if place == node || strings.HasPrefix(place, node+",") || strings.HasSuffix(place, " "+node) {
+		return place
+	}
+	return place + " on " + node
+}
+
+// as is the sender that the outside sees, if it is another than the one that has sent.
+func as(q localapi.ExplainQuestion, there way) string {
+	sent := q.Packet.Source
+	if first := there.legs[0].Part; first != nil && first.Sent != nil {
+		sent = first.Sent.Source
+	}
+	seen := there.part.Packet.Source
+	switch {
+	case seen.Addr() == sent.Addr():
+		return ""
+	case there.part.Packet.Protocol == "ICMP": // whose identifier is no port
+		return " as " + seen.Addr().String()
+	}
+	return " as " + seen.String()
 }
 
 // strange says why the sender does not take the answer for one.
@@ -236,7 +286,7 @@ func warnings(legs []Leg) (out []string) {
 		}
 		for _, h := range l.Part.Hops {
 			if h.Outcome == localapi.HopWarning {
-				out = append(out, fmt.Sprintf("%s on node %s: %s", h.Place, l.Node, reason(h)))
+				out = append(out, onNode(h.Place, l.Node)+": "+reason(h))
 			}
 		}
 	}

@@ -56,6 +56,8 @@ type Provider struct {
 	Verdict func(context.Context, VerdictQuestion) (PolicyVerdict, error)
 	// Explain works out the node's part of a packet's path. It wraps ErrNotFound when the sender is not here, ErrBadQuestion when it cannot be asked so.
 	Explain func(context.Context, ExplainQuestion) (ExplainPart, error)
+	// Ends says who has one of these names or addresses; a word that nobody has adds nothing.
+	Ends func(ctx context.Context, words []string) (Ends, error)
 	// Check compares API, model and kernel, and repairs when repair is set.
 	Check func(ctx context.Context, repair bool) (Check, error)
 	// CheckIPAM compares address records with live sandboxes, and repairs when fix is set.
@@ -97,6 +99,7 @@ func Handler(p Provider) http.Handler {
 	handleTakeover(mux, p)
 	handlePolicy(mux, p)
 	handleExplain(mux, p)
+	handleEnds(mux, p)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		write(w, http.StatusNotFound, failure{fmt.Sprintf("no such path: %s %s", r.Method, r.URL.Path)})
 	})

@@ -73,6 +73,7 @@ func Provider(s Sources) localapi.Provider {
 		Verdict: func(_ context.Context, q localapi.VerdictQuestion) (localapi.PolicyVerdict, error) {
 			return s.verdict(q)
 		},
+		Ends: func(_ context.Context, words []string) (localapi.Ends, error) { return s.ends(words), nil },
 	}
 }
 

@@ -64,3 +64,12 @@ func programName(id ebpf.ProgramID) (string, error) {
 	}
 	return info.Name, nil
 }
+
+// LookXDP returns the XDP program of a device, if it has one.
+func LookXDP(l netdev.Link) (seen Seen, ok bool, err error) {
+	if l.XDP == 0 {
+		return Seen{}, false, nil
+	}
+	name, err := programName(ebpf.ProgramID(l.XDP))
+	return Seen{Program: name, ID: l.XDP, Kind: XDP}, true, err
+}

@@ -104,7 +104,7 @@ func WayBackText(k bpf.NatKey, v bpf.NatEntry) string {
 
 // Text is a row of strait_ipcache on one line.
 func (r Remote) Text() string {
-	text := bpf.DatapathMapStraitIpcache + " " + r.Prefix.String() + " -> " + remoteFlags(r.Flags)
+	text := bpf.DatapathMapStraitIpcache + " " + r.Prefix.String() + " -> " + remoteFlags(r.Flags&^bpf.RemoteTunnel)
 	switch {
 	case r.Flags&bpf.RemoteTunnel != 0:
 		text += " by tunnel to " + r.Node.String()

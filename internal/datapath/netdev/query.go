@@ -23,8 +23,9 @@ type Link struct {
 	Carrier bool   // the other end is there and up
 	MTU     int
 	MAC     net.HardwareAddr
-	Peer    int // index of a pair's other end, in its own namespace; 0: none
-	Master  int // of which bridge, bond or vrf it is a part; 0: none
+	Peer    int    // index of a pair's other end, in its own namespace; 0: none
+	Master  int    // of which bridge, bond or vrf it is a part; 0: none
+	XDP     uint32 // id of the XDP program that sees its frames first; 0: none
 }
 
 // LinkAt returns the device with an index. The error matches os.ErrNotExist when there is none.
@@ -47,8 +48,12 @@ func (n *Net) LinkOf(name string) (Link, error) {
 
 func linkOf(l netlink.Link) Link {
 	a := l.Attrs()
+	xdp := uint32(0)
+	if a.Xdp != nil && a.Xdp.Attached {
+		xdp = a.Xdp.ProgId
+	}
 	return Link{
-		Index: a.Index, Name: a.Name, Kind: l.Type(), Up: a.Flags&net.FlagUp != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0, MTU: a.MTU,
+		XDP: xdp, Index: a.Index, Name: a.Name, Kind: l.Type(), Up: a.Flags&net.FlagUp != 0, Carrier: a.RawFlags&unix.IFF_LOWER_UP != 0, MTU: a.MTU,
 		MAC: a.HardwareAddr, Peer: a.ParentIndex, Master: a.MasterIndex,
 	}
 }
@@ -116,6 +121,44 @@ func (n *Net) Way(q RouteQuestion) (Way, error) {
 	}
 	way.Entry = n.entry(q, o)
 	return way, nil
+}
+
+// Conditions are the rules of policy routing of a family that ask for what a RouteQuestion does not say: marks, ports, protocols, users. They
+// may send a packet another way.
+func (n *Net) Conditions(v6 bool) (texts []string, err error) {
+	family := netlink.FAMILY_V4
+	if v6 {
+		family = netlink.FAMILY_V6
+	}
+	rules, err := dump(func() ([]netlink.Rule, error) { return n.h.RuleList(family) })
+	if err != nil {
+		return nil, fmt.Errorf("list rules of policy routing: %w", err)
+	}
+	for _, r := range rules {
+		var asks []string
+		if r.Mark != 0 || r.Mask != nil && *r.Mask != 0 {
+			asks = append(asks, fmt.Sprintf("fwmark %#x", r.Mark))
+		}
+		if r.IPProto != 0 {
+			asks = append(asks, fmt.Sprintf("ipproto %d", r.IPProto))
+		}
+		if r.Sport != nil {
+			asks = append(asks, fmt.Sprintf("sport %d-%d", r.Sport.Start, r.Sport.End))
+		}
+		if r.Dport != nil {
+			asks = append(asks, fmt.Sprintf("dport %d-%d", r.Dport.Start, r.Dport.End))
+		}
+		if r.UIDRange != nil {
+			asks = append(asks, fmt.Sprintf("uidrange %d-%d", r.UIDRange.Start, r.UIDRange.End))
+		}
+		if r.Tos != 0 {
+			asks = append(asks, fmt.Sprintf("tos %#x", r.Tos))
+		}
+		if len(asks) > 0 {
+			texts = append(texts, fmt.Sprintf("ip rule %d: %s lookup %d", r.Priority, strings.Join(asks, " "), r.Table))
+		}
+	}
+	return texts, nil
 }
 
 func routeKind(kind int) string {

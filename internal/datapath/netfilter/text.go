@@ -16,6 +16,7 @@ import (
 func (c *chain) title() string {
 	family := map[nftables.TableFamily]string{
 		nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyNetdev: "netdev",
+		nftables.TableFamilyBridge: "bridge",
 	}[c.table.Family]
 	return fmt.Sprintf("nftables %s %s %s", family, c.table.Name, c.Name)
 }

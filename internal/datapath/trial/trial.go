@@ -22,7 +22,7 @@ import (
 type Config struct {
 	Spec *ebpf.CollectionSpec // of the live maps
 	Live map[string]*ebpf.Map // by name; they stay the caller's
-	// Keep is how long programs, private maps and what sessions have left stay without being used.
+	// Keep is how long what a session has left stays without being used.
 	Keep time.Duration
 	// Sessions is how many sessions are remembered at most.
 	Sessions int
@@ -36,9 +36,8 @@ type Bench struct {
 	mu       sync.Mutex // guards everything below
 	loaded   load.Config
 	own      map[string]*ebpf.Map     // private maps
-	programs map[string]*ebpf.Program // loaded when first asked for
+	programs map[string]*ebpf.Program // loaded when first asked for, until the constants change
 	sessions map[string]*session
-	idle     *time.Timer
 }
 
 // session is what the packets of one path have left here.
@@ -56,10 +55,16 @@ func New(c Config) *Bench {
 func (b *Bench) Close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.idle != nil {
-		b.idle.Stop()
-	}
 	b.releaseLocked()
+}
+
+// Warm loads a program, so that nobody waits for it later. It reports whether it was loaded already.
+func (b *Bench) Warm(name string, c load.Config) (loaded bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	loaded = b.loaded == c && b.programs[name] != nil
+	_, err = b.programLocked(name, c)
+	return loaded, err
 }
 
 func (b *Bench) releaseLocked() {
@@ -161,6 +166,25 @@ type context struct {
 	_              [148]byte
 }
 
+// express is struct xdp_md, the context of XDP.
+type express struct {
+	Data, DataEnd, DataMeta, IngressIfindex, RxQueue, EgressIfindex uint32
+}
+
+// likeXDP is the action of tc that does what one of XDP does.
+func likeXDP(act uint32) uint32 {
+	const aborted, drop, pass, tx, redirect = 0, 1, 2, 3, 4
+	switch act {
+	case aborted, drop:
+		return actShot
+	case pass:
+		return actOK
+	case tx, redirect:
+		return actRedirect
+	}
+	return notExecuted
+}
+
 const (
 	contextLen = 192 // of struct __sk_buff, which is given whole
 	spare      = 256 // for headers that a program adds
@@ -180,9 +204,15 @@ func run(program *ebpf.Program, r Run) (out Result, err error) {
 		Data: frame, DataOut: make([]byte, len(frame)+spare), ContextOut: make([]byte, contextLen),
 		Context: context{Ifindex: uint32(r.Device), IngressIfindex: uint32(r.Ingress)},
 	}
+	if program.Type() == ebpf.XDP {
+		opts.Context, opts.ContextOut = express{DataEnd: uint32(len(frame)), IngressIfindex: uint32(r.Device)}, nil
+	}
 	act, err := program.Run(&opts)
 	if err != nil {
 		return out, err
+	}
+	if program.Type() == ebpf.XDP {
+		act = likeXDP(act)
 	}
 	switch act {
 	case actUnspec, actOK:
@@ -231,15 +261,6 @@ func (b *Bench) sessionLocked(name string) *session {
 func (b *Bench) programLocked(name string, c load.Config) (*ebpf.Program, error) {
 	if b.own != nil && b.loaded != c {
 		b.releaseLocked()
-	}
-	if b.idle == nil {
-		b.idle = time.AfterFunc(b.cfg.Keep, func() {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			b.releaseLocked()
-		})
-	} else {
-		b.idle.Reset(b.cfg.Keep)
 	}
 	if p := b.programs[name]; p != nil {
 		return p, nil

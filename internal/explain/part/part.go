@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/config"
 	"github.com/strait-net/strait/internal/datapath/load"
 	"github.com/strait-net/strait/internal/datapath/maps"
@@ -18,6 +19,7 @@ import (
 	"github.com/strait-net/strait/internal/datapath/netfilter"
 	"github.com/strait-net/strait/internal/datapath/trial"
 	"github.com/strait-net/strait/internal/localapi"
+	"github.com/strait-net/strait/internal/policy"
 	"github.com/strait-net/strait/internal/state"
 	"github.com/strait-net/strait/internal/status"
 )
@@ -32,7 +34,7 @@ type Sources struct {
 	// Loaded is what the attached programs were loaded with, and whether sockets are load balanced.
 	Loaded func() (c load.Config, sockets bool)
 	// Rule names a rule by its index into strait_rule.
-	Rule func(uint32) string
+	Rule func(uint32) policy.RuleRef
 	// Judge says what the kernel's tables say to one end of a connection.
 	Judge func(status.Connection) (status.Judgement, error)
 }
@@ -50,12 +52,13 @@ type walk struct {
 	packet   trial.Packet
 	stranger bool // the frame is addressed to somebody else: stacks do not take it
 	rules    map[string]*netfilter.Ruleset
+	noted    map[string]bool // warnings that are given once
 }
 
 // Answer works out the node's part. The error matches localapi.ErrBadQuestion or ErrNotFound when it cannot be asked so; what cannot be told of
 // a path is a hop of it.
 func Answer(s Sources, q localapi.ExplainQuestion) (localapi.ExplainPart, error) {
-	w := &walk{Sources: s, q: q, rules: map[string]*netfilter.Ruleset{}}
+	w := &walk{Sources: s, q: q, rules: map[string]*netfilter.Ruleset{}, noted: map[string]bool{}}
 	w.part = localapi.ExplainPart{Node: s.Node, Version: s.Version, Hops: []localapi.Hop{}}
 	w.loaded, w.sockets = s.Loaded()
 	var err error
@@ -222,6 +225,9 @@ func (w *walk) whose(a netip.Addr) string {
 	if n := w.nodeOf(a); n != "" {
 		return "node " + n
 	}
+	if row, known, err := w.Maps.Remote(a); err == nil && known && row.Flags&bpf.RemoteAPIServer != 0 {
+		return "the API server"
+	}
 	return a.String()
 }
 
@@ -273,9 +279,7 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 	// The tunnel's packets are never answers: those have another source port.
 	p.Known = !carrier && (packet.Answer || w.q.Established)
 	place := fmt.Sprintf("%s, %s rules", s.name, p.Hook)
-	if len(r.Legacy) > 0 {
-		w.warn(place, "older iptables has tables here, whose rules cannot be read", "legacy iptables tables "+strings.Join(r.Legacy, ", ")+" may interfere")
-	}
+	w.unread(s, r)
 	found := r.Pass(p)
 	if !found.Stopped() && !p.Known && packet.Protocol == unix.IPPROTO_TCP { // a connection is more than its first packet
 		p.Known = true

@@ -86,7 +86,7 @@ func (w *walk) setSource(addresses []netip.Addr) error {
 // podSends is the way through the pod's own stack; false: it ends there.
 func (w *walk) podSends(s space, e state.Endpoint) (bool, error) {
 	source, target := w.packet.Source.Addr(), w.packet.Target.Addr()
-	way, err := s.Way(netdev.RouteQuestion{Target: target, Source: source})
+	way, err := w.way(s, netdev.RouteQuestion{Target: target, Source: source})
 	if err != nil {
 		return false, err
 	}
@@ -144,7 +144,7 @@ func (w *walk) what() string {
 		}
 		return fmt.Sprintf("%s from %s to %s", kind, p.Source.Addr(), p.Target.Addr())
 	case p.Answer:
-		return fmt.Sprintf("an answer of %s %s to %s", protocolName(p.Protocol), p.Source, p.Target)
+		return fmt.Sprintf("the answer %s %s to %s", protocolName(p.Protocol), p.Source, p.Target)
 	}
 	return fmt.Sprintf("%s %s to %s", protocolName(p.Protocol), p.Source, p.Target)
 }
@@ -230,7 +230,7 @@ func (w *walk) takes(s space, device int) error {
 		return err
 	}
 	if device != 0 {
-		way, err := s.Way(netdev.RouteQuestion{Target: w.packet.Target.Addr(), Source: w.packet.Source.Addr(), From: device})
+		way, err := w.way(s, netdev.RouteQuestion{Target: w.packet.Target.Addr(), Source: w.packet.Source.Addr(), From: device})
 		if err != nil {
 			return err
 		}
@@ -277,7 +277,8 @@ func (w *walk) heard(s space, device int) error {
 		return nil
 	}
 	if p.Protocol == unix.IPPROTO_SCTP {
-		w.add(localapi.Hop{Place: s.name, Text: "takes " + w.what() + " if somebody listens: sockets of SCTP are not looked at", Outcome: localapi.HopDelivered})
+		w.warn(s.name, "sockets of SCTP are not looked at", fmt.Sprintf("whether somebody listens on SCTP port %d is not known", p.Target.Port()))
+		w.add(localapi.Hop{Place: s.name, Text: "its stack takes " + w.what(), Outcome: localapi.HopDelivered})
 		return nil
 	}
 	by, ok, err := s.Listens(p.Protocol, p.Target, p.Source, device)

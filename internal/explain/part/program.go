@@ -6,8 +6,11 @@ import (
 	"net/netip"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/strait-net/strait/internal/bpf"
 	"github.com/strait-net/strait/internal/datapath/attach"
+	"github.com/strait-net/strait/internal/datapath/load"
 	"github.com/strait-net/strait/internal/datapath/maps"
 	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/datapath/trial"
@@ -17,6 +20,18 @@ import (
 	"github.com/strait-net/strait/internal/status"
 	"github.com/strait-net/strait/internal/verdict"
 )
+
+// Programs are those that are tried, for who has the others attached.
+func Programs(c load.Config) []string {
+	all := []string{
+		bpf.DatapathProgStraitFromPod, bpf.DatapathProgStraitFromNet, bpf.DatapathProgStraitFromVx,
+		bpf.DatapathProgStraitToPod, bpf.DatapathProgStraitToNet, bpf.DatapathProgStraitToVx,
+	}
+	if c.XDP {
+		all = append(all, bpf.DatapathProgStraitXdp)
+	}
+	return all
+}
 
 // place is a hook of a device with its program.
 func placeOf(program string, l netdev.Link) string { return program + " on " + l.Name }
@@ -59,18 +74,23 @@ func (w *walk) try(name string, l netdev.Link, from int, sender netip.Addr, p tr
 		w.warn(place, "the program is not attached", name+" is not attached to "+l.Name+": see strait check")
 		return trial.Result{}, false, nil
 	}
+	out, err := w.run(name, attached, trial.Run{Device: l.Index, Ingress: from, Sender: sender, Packet: p}, place)
+	return out, true, err
+}
+
+// run tries what is attached at a place, and says so when that is another program than the one that is tried.
+func (w *walk) run(name string, attached uint32, r trial.Run, place string) (trial.Result, error) {
 	differs, err := w.Bench.Compare(name, attached, w.loaded)
 	if err != nil {
-		return trial.Result{}, false, err
+		return trial.Result{}, err
 	}
 	if differs != "" {
 		w.warn(place, "another program than the one that is tried here is attached", differs)
 	}
-	out, err := w.Bench.Run(trial.Run{
-		Session: w.q.Session, Program: name, Constants: w.loaded, Device: l.Index, Ingress: from, Sender: sender, Packet: p, Established: w.q.Established,
-	})
-	out.Packet.Answer = p.Answer // not every protocol says so
-	return out, true, err
+	r.Session, r.Program, r.Constants, r.Established = w.q.Session, name, w.loaded, w.q.Established
+	out, err := w.Bench.Run(r)
+	out.Packet.Answer = r.Packet.Answer // not every protocol says so
+	return out, err
 }
 
 // truncated is a program's name as the kernel keeps it.
@@ -80,7 +100,7 @@ func truncated(name string) string { return name[:min(len(name), 15)] }
 func (w *walk) decided(name string, l netdev.Link, from int, before trial.Packet, r trial.Result) error {
 	hop := localapi.Hop{Place: placeOf(name, l), Text: r.Reason.Text(), Outcome: localapi.HopOn, Facts: w.facts(before, r)}
 	if r.Packet.Source != before.Source || r.Packet.Target != before.Target {
-		hop.Text += fmt.Sprintf(", as %s to %s", r.Packet.Source, r.Packet.Target)
+		hop.Text += fmt.Sprintf(", as %s to %s", end(r.Packet, r.Packet.Source), end(r.Packet, r.Packet.Target))
 	}
 	if r.Packet.Front.IsValid() {
 		hop.Text += fmt.Sprintf(", and carries service address %s: who has the backend answers in its place", r.Packet.Front)
@@ -111,6 +131,14 @@ func (w *walk) decided(name string, l netdev.Link, from int, before trial.Packet
 		return w.passed(name, l, from)
 	}
 	return w.redirected(name, l, before, r.Reason)
+}
+
+// end is an end of a packet in words: the identifier of an echo is no port.
+func end(p trial.Packet, at netip.AddrPort) string {
+	if p.Protocol == unix.IPPROTO_ICMP || p.Protocol == unix.IPPROTO_ICMPV6 {
+		return at.Addr().String()
+	}
+	return at.String()
 }
 
 func policyReason(r verdict.Reason) bool {
@@ -180,9 +208,9 @@ func (w *walk) redirected(name string, l netdev.Link, before trial.Packet, reaso
 		return w.leave(out, row.Node)
 	}
 	// As the program has asked (bpf/lib/fib.h): for the packet as it came, from its device, with no check of its source.
-	way, err := w.Net.Way(netdev.RouteQuestion{Target: target, Source: before.Source.Addr(), From: l.Index})
+	way, err := w.way(w.nodeSpace(), netdev.RouteQuestion{Target: target, Source: before.Source.Addr(), From: l.Index})
 	if err == nil && way.Refused != "" {
-		way, err = w.Net.Way(netdev.RouteQuestion{Target: target})
+		way, err = w.way(w.nodeSpace(), netdev.RouteQuestion{Target: target})
 	}
 	if err != nil {
 		return err
@@ -211,21 +239,49 @@ func (w *walk) facts(before trial.Packet, r trial.Result) (out []localapi.Fact) 
 	for _, n := range r.Ways {
 		out = append(out, fact("way back", maps.WayBackText(n.Key, n.Value)))
 	}
-	for _, rule := range r.Rules {
-		out = append(out, fact("rule", w.Rule(rule)))
-	}
 	for _, c := range w.judged(before, r) {
 		j, err := w.Judge(c)
 		if err != nil || j.Program == 0 {
 			continue
 		}
-		says := "denies"
+		says := "denied"
 		if j.Allow {
-			says = "allows"
+			says = "allowed"
 		}
-		out = append(out, fact("policy of "+w.whose(c.Local), fmt.Sprintf("program %s: %s %s to identity %s: %s", identity.ID(j.Program), c.Way, says, j.Identity, j.Rule)))
+		from := map[policy.Way]string{policy.Egress: "to", policy.Ingress: "from"}[c.Way]
+		peer := w.whose(c.Peer)
+		text := fmt.Sprintf("%s of %s %s %s %s%s", c.Way, w.whose(c.Local), says, from, peer, by(j.Rule))
+		if j.Rule.Kind == policy.Builtin && j.Rule.Name == policy.DefaultAllow {
+			out = append(out, fact("no policy", fmt.Sprintf("%s of %s is isolated by none", c.Way, w.whose(c.Local))))
+			continue
+		}
+		if j.Audit && j.AuditAllow != j.Allow {
+			text += fmt.Sprintf(" (audit only: %s would decide otherwise)", ruleText(j.AuditRule))
+		}
+		out = append(out, fact("policy", text), fact("policy program", identity.ID(j.Program)), fact("identity of "+peer, j.Identity))
 	}
 	return out
+}
+
+// by says which rule, or else why.
+func by(r policy.RuleRef) string {
+	if r.Kind == policy.Builtin {
+		return ": " + ruleText(r)
+	}
+	return " by " + ruleText(r)
+}
+
+// ruleText names a rule, whose direction is said elsewhere: "NetworkPolicy shop/db spec.ingress[0]".
+func ruleText(r policy.RuleRef) string {
+	switch {
+	case r.Kind == policy.Builtin && r.Name == policy.OwnNode:
+		return "a node always reaches its own pods"
+	case r.Kind == policy.Builtin:
+		return r.Name
+	case r.Path == "":
+		return r.Ref.String() + ", of which no rule of " + r.Way.String() + " matches"
+	}
+	return r.Ref.String() + " " + r.Path
 }
 
 // judged are the ends of the packet's connection that a policy here may judge.
@@ -259,7 +315,7 @@ func (w *walk) judged(before trial.Packet, r trial.Result) (out []status.Connect
 func (w *walk) entry(h *localapi.Hop, before trial.Packet, r trial.Result) error {
 	switch {
 	case policyReason(r.Reason) && len(r.Rules) > 0:
-		h.Entry = w.Rule(r.Rules[len(r.Rules)-1])
+		h.Entry = ruleText(w.Rule(r.Rules[len(r.Rules)-1]))
 		return nil
 	case r.Reason == verdict.SpoofedSource, r.Reason == verdict.NoEndpoint:
 		a := before.Source.Addr()
@@ -269,6 +325,10 @@ func (w *walk) entry(h *localapi.Hop, before trial.Packet, r trial.Result) error
 		return w.endpointEntry(h, a)
 	case r.Reason == verdict.ToLocalPod:
 		return w.endpointEntry(h, r.Packet.Target.Addr())
+	}
+	if svc, at, ok, err := w.refusing(before, r.Reason); err != nil || ok {
+		h.Entry = w.serviceEntry(svc, at)
+		return err
 	}
 	row, ok, err := w.Maps.Remote(r.Packet.Target.Addr())
 	if err != nil {
@@ -280,6 +340,15 @@ func (w *walk) entry(h *localapi.Hop, before trial.Packet, r trial.Result) error
 		h.Entry = bpf.DatapathMapStraitIpcache + " has no row for " + r.Packet.Target.Addr().String() + ": outside"
 	}
 	return nil
+}
+
+// refusing is the service on whose behalf a packet goes no further.
+func (w *walk) refusing(before trial.Packet, r verdict.Reason) (svc maps.Service, at netip.AddrPort, ok bool, err error) {
+	switch r {
+	case verdict.Refused, verdict.ServiceInternal, verdict.SourceRange, verdict.NoLocalBackend, verdict.NoServicePort:
+		return w.serviceAt(before.Target, false)
+	}
+	return svc, at, false, nil
 }
 
 func (w *walk) endpointEntry(h *localapi.Hop, a netip.Addr) error {

@@ -33,7 +33,7 @@ func (w *walk) chooseBackend(cookie uint64, addresses []netip.Addr) (bool, error
 		return true, err
 	}
 	const place = "socket"
-	entry := fmt.Sprintf("%s %s/%s, set %d of %d backends", bpf.DatapathMapStraitService, at, protocolName(w.packet.Protocol), svc.Set, svc.Count)
+	entry := w.serviceEntry(svc, at)
 	client := ofFamily(addresses, asked.Addr())
 	if svc.Flags&bpf.ServiceSources != 0 {
 		admitted, err := w.Maps.Admits(svc.ID, client)
@@ -61,9 +61,26 @@ func (w *walk) chooseBackend(cookie uint64, addresses []netip.Addr) (bool, error
 		w.part.Backends = append(w.part.Backends, b.AddrPort)
 	}
 	w.packet.Target = chosen
-	w.on(place, fmt.Sprintf("asks for service %s at %s and is given backend %s (%s)", w.serviceName(at), asked, chosen, w.whose(chosen.Addr())), entry,
+	w.on(place, fmt.Sprintf("asks for service %s at %s and is given backend %s%s", w.serviceName(at), asked, chosen, inBrackets(w.whose(chosen.Addr()), chosen.Addr())), entry,
 		fact("algorithm", svc.Algorithm), fact("backends", w.part.Backends))
 	return true, nil
+}
+
+// serviceEntry is a row of strait_service.
+func (w *walk) serviceEntry(svc maps.Service, at netip.AddrPort) string {
+	backends := "backends"
+	if svc.Count == 1 {
+		backends = "backend"
+	}
+	return fmt.Sprintf("%s %s/%s, set %d of %d %s", bpf.DatapathMapStraitService, at, protocolName(w.packet.Protocol), svc.Set, svc.Count, backends)
+}
+
+// inBrackets is who has an address, if that is more than the address.
+func inBrackets(who string, a netip.Addr) string {
+	if who == a.String() {
+		return ""
+	}
+	return " (" + who + ")"
 }
 
 // backendOf is the backend that is followed: the one that was asked for, that the client stays with, or the first.

@@ -22,7 +22,7 @@ func (w *walk) fromNode() error {
 		return err
 	}
 	question := netdev.RouteQuestion{Target: w.packet.Target.Addr(), Source: w.packet.Source.Addr()}
-	way, err := s.Way(question)
+	way, err := w.way(s, question)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (w *walk) stackTakes(l netdev.Link) error {
 	if w.stranger {
 		return w.takes(s, in.Index)
 	}
-	way, err := s.Way(netdev.RouteQuestion{Target: w.packet.Target.Addr(), Source: w.packet.Source.Addr(), From: in.Index})
+	way, err := w.way(s, netdev.RouteQuestion{Target: w.packet.Target.Addr(), Source: w.packet.Source.Addr(), From: in.Index})
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func (w *walk) encapsulate(tunnel netdev.Link, row maps.Remote) error {
 		w.drop(tunnel.Name, "the tunnel's device is down", row.Text(), "device "+tunnel.Name+" is down")
 		return nil
 	}
-	way, err := w.Net.Way(netdev.RouteQuestion{Target: row.Node})
+	way, err := w.way(w.nodeSpace(), netdev.RouteQuestion{Target: row.Node})
 	if err != nil {
 		return err
 	}
@@ -141,6 +141,9 @@ func (w *walk) stray(out netdev.Link) (bool, error) {
 func (w *walk) transmit(out netdev.Link, hop netip.Addr) (mac string, on bool, err error) {
 	if !w.linkUp(w.nodeSpace(), out) {
 		return "", false, nil
+	}
+	if err := w.beside(out); err != nil {
+		return "", false, err
 	}
 	next, known, err := w.Net.Neighbour(out.Index, hop)
 	if err != nil {
@@ -272,6 +275,12 @@ func (w *walk) fromNet() error {
 	}
 	w.packet.To, w.packet.From = l.MAC, nil
 	w.on(l.Name, "comes in: "+w.what(), "")
+	if err := w.beside(l); err != nil {
+		return err
+	}
+	if gone, err := w.express(l); err != nil || gone {
+		return err
+	}
 	return w.program(bpf.DatapathProgStraitFromNet, l, 0, netip.Addr{})
 }
 
@@ -282,6 +291,12 @@ func (w *walk) fromTunnel() error {
 	}
 	l, ok, err := w.arrival()
 	if err != nil || !ok {
+		return err
+	}
+	if err := w.beside(l); err != nil {
+		return err
+	}
+	if _, _, err := w.firstProgram(l); err != nil { // ours passes what is for the node itself
 		return err
 	}
 	outer := w.carrier(w.q.Sender, w.ownAddress(w.q.Sender.Is6()))
@@ -302,7 +317,7 @@ func (w *walk) fromTunnel() error {
 		if hook == netfilter.Input {
 			break
 		}
-		way, err := s.Way(netdev.RouteQuestion{Target: outer.Target.Addr(), Source: outer.Source.Addr(), From: l.Index})
+		way, err := w.way(s, netdev.RouteQuestion{Target: outer.Target.Addr(), Source: outer.Source.Addr(), From: l.Index})
 		if err != nil {
 			return err
 		}
