@@ -242,15 +242,18 @@ func (p *Policies) sleep() time.Duration {
 		}
 	}
 	earlier(p.retryAt)
+	earlier(p.peers.short.until)
+	for _, r := range p.refusals {
+		earlier(r.until)
+	}
+	if p.unsettled {
+		return max(time.Until(next), 0) // the rest waits until that is in force
+	}
 	earlier(p.retireAt)
 	earlier(p.peers.tidyAt)
-	earlier(p.peers.short.until)
 	earlier(p.ownCheck.at)
 	for _, c := range p.checking {
 		earlier(c.at)
-	}
-	for _, r := range p.refusals {
-		earlier(r.until)
 	}
 	return max(time.Until(next), 0)
 }

@@ -157,6 +157,9 @@ func (p *peers) use(selectors []policy.Wanted) {
 
 // release ends one use of selectors, a while from now: another program may want them again, and who is who changes less often.
 func (p *peers) release(selectors []policy.Wanted) {
+	if len(selectors) == 0 {
+		return
+	}
 	if len(p.released) == 0 {
 		p.tidyAt = time.Now().Add(tidyAfter)
 	}
