@@ -17,8 +17,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/tools/portforward"
-	"k8s.io/client-go/transport/spdy"
 )
 
 // clusterIPs are the addresses of the service "web".
@@ -226,30 +224,7 @@ func TestLogsAndPortForward(t *testing.T) {
 	if err != nil || !bytes.Contains(logs, []byte("Started HTTP server")) {
 		t.Errorf("logs: %q %v", logs, err)
 	}
-	transport, upgrader, err := spdy.RoundTripperFor(shared.config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	url := shared.kube.CoreV1().RESTClient().Post().Resource("pods").Namespace(shared.namespace).Name(n.server).SubResource("portforward").URL()
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, url)
-	stop, ready := make(chan struct{}), make(chan struct{})
-	defer close(stop)
-	forward, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", serverPort)}, stop, ready, io.Discard, os.Stderr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	failed := make(chan error, 1)
-	go func() { failed <- forward.ForwardPorts() }()
-	select {
-	case <-ready:
-	case err := <-failed:
-		t.Fatal(err)
-	}
-	ports, err := forward.GetPorts()
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/hostname", ports[0].Local))
+	response, err := http.Get(fmt.Sprintf("http://%s/hostname", shared.forward(t, shared.namespace, n.server, serverPort)))
 	if err != nil {
 		t.Fatal(err)
 	}

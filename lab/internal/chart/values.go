@@ -38,6 +38,7 @@ func Values(s topology.Spec) map[string]any {
 		"serviceCIDRs":   services,
 		"operator":       object{"replicas": min(2, s.Nodes)}, // no two fit on one node
 		"ipam":           object{"mode": s.IPAM, "operator": pool},
+		"hubble":         object{"relay": object{"enabled": true}},
 	}
 	if s.KubeProxy() != "" {
 		values["kubeProxyReplacement"] = "false"
