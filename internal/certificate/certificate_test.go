@@ -14,19 +14,23 @@ import (
 	"time"
 )
 
-var rounds = flag.Int("rounds", 1, "how often each of the simulated lives is lived")
+var lives = flag.Int("lives", 40, "how many changes of authority are lived through")
 
-// Years with wrong clocks, parties that read late, leaders that write late, two leaders, absent leaders, deletions and broken content: parties
-// know each other all the time, unless the authority was lost and a leaf with it.
+// Years, and changes of authority, with wrong clocks, parties that read late, leaders that write late, two leaders, absent leaders, deletions and
+// broken content: parties know each other all the time, unless the authority was lost and a leaf with it.
 func TestPartiesKnowEachOther(t *testing.T) {
-	runs := []struct{ days, years float64 }{{90, 4}, {365, 3}, {30, 2.5}, {7, 2.2}, {1, 0.3}}
-	for seed, c := range slices.Repeat(runs, *rounds) {
-		t.Run(fmt.Sprintf("%d with %v days", seed, c.days), func(t *testing.T) {
-			start := time.Now()
-			w := newWorld(t, uint64(seed), time.Duration(c.days*float64(day)))
-			w.run(time.Duration(c.years * float64(365*day)))
-			t.Logf("%d checks, %d excused, %d disturbances, %d authorities, %v, %s", w.checks, w.excuses, w.disturbed, len(w.authorities), w.reasons, time.Since(start).Round(time.Millisecond))
+	live := func(seed int, validity, age, life time.Duration) {
+		t.Run(fmt.Sprintf("%d, %v of %v", seed, life, validity), func(t *testing.T) {
+			w := newWorld(t, uint64(seed), validity, age)
+			w.run(life)
+			t.Logf("%d checks, %d excused, %d disturbances, %d authorities, %v", w.checks, w.excuses, w.disturbed, len(w.authorities), w.reasons)
 		})
+	}
+	live(0, 90*day, 0, 5*365*day)
+	live(1, day, 0, 90*day)
+	for seed := range *lives {
+		validity := []time.Duration{1, 2, 4, 8, 90}[seed%5] * day
+		live(2+seed, validity, authorityLife/3*2-3*day, 20*day)
 	}
 }
 

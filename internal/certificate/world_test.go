@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 )
@@ -34,6 +35,7 @@ type world struct {
 	lost        bool // the key of the authority that all know, and no other one has settled yet
 	cut         bool // parties may not know each other until they have read what is written now
 	excused     time.Time
+	unquiet     bool // unrest is under way
 	first       bool
 	verified    map[[2]string]window
 	checks      int
@@ -94,7 +96,8 @@ func (q *queue) Pop() any {
 	return last
 }
 
-func newWorld(t *testing.T, seed uint64, validity time.Duration) *world {
+// newWorld has an authority of an age; zero: none yet.
+func newWorld(t *testing.T, seed uint64, validity, age time.Duration) *world {
 	w := &world{
 		t: t, r: rand.New(rand.NewPCG(seed, 7)), config: Config{Namespace: "kube-system", Validity: validity}, now: time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC),
 		secrets: map[string]stored{}, first: true, verified: map[[2]string]window{}, reasons: map[Reason]int{}, authorities: map[string]bool{},
@@ -106,6 +109,13 @@ func newWorld(t *testing.T, seed uint64, validity time.Duration) *world {
 	for i := range 2 {
 		l := &leader{offset: w.anyOffset(), only: i > 0}
 		w.leaders = append(w.leaders, l)
+	}
+	if age > 0 {
+		fresh, err := newAuthority(w.now.Add(-age))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.store(Authority, trust{current: fresh}.data())
 	}
 	w.look(w.leaders[0])
 	w.after(24*time.Hour, w.daily)
@@ -250,12 +260,8 @@ func (w *world) look(l *leader) {
 		return
 	}
 	seen := maps.Clone(w.secrets)
-	held := map[string]Secret{}
-	for name, s := range seen {
-		held[name] = Secret{Data: s.data}
-	}
 	now := w.now.Add(l.offset)
-	d, err := Decide(w.config, held, now)
+	d, err := Decide(w.config, w.held(seen), now)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -275,6 +281,14 @@ func (w *world) look(l *leader) {
 			w.look(l)
 		}
 	})
+}
+
+func (w *world) held(secrets map[string]stored) map[string]Secret {
+	out := map[string]Secret{}
+	for name, s := range secrets {
+		out[name] = Secret{Data: s.data}
+	}
+	return out
 }
 
 func (w *world) lookIn(l *leader, d time.Duration) {
@@ -330,10 +344,17 @@ func (w *world) carryOut(x Write) {
 	}
 	w.store(x.Name, data)
 	w.reasons[x.Reason]++
+	if (x.Reason == AuthorityFollows || x.Reason == AuthorityLost) && !w.unquiet {
+		w.unquiet = true
+		w.after(w.some(time.Hour), w.unrest)
+	}
 	if x.Name == Authority {
 		w.authorities[string(data[CertFile])] = true
 	}
 	if x.Reason == Cut || x.Reason == AuthorityMade {
+		if x.Reason == AuthorityMade && slices.ContainsFunc(readLeaves(w.held(w.secrets), w.now), func(l leaf) bool { return l.wrong == nil && l.trusted != nil }) {
+			w.t.Errorf("%s: %s, though there are leaves", stamp(w.now), x.Text)
+		}
 		if !w.lost && !w.first {
 			w.t.Errorf("%s: %s %s: %s, though the authority was not lost", stamp(w.now), x.Name, x.Reason, x.Text)
 		}
@@ -358,16 +379,21 @@ func (w *world) rotating() bool {
 	return err == nil && (!t.settled(w.now.Add(-2*skew)) || t.oldKey != nil)
 }
 
-// disturbance does harm; more often while authorities change.
+// disturbance does harm now and then.
 func (w *world) disturbance() {
-	mean := 6 * 24 * time.Hour
-	if w.rotating() {
-		mean = 45 * time.Minute
+	w.after(w.some(12*24*time.Hour), w.disturbance)
+	w.harm()
+}
+
+// unrest does harm again and again while authorities change.
+func (w *world) unrest() {
+	if w.unquiet = w.rotating(); w.unquiet {
+		w.after(w.some(50*time.Minute), w.unrest)
+		w.harm()
 	}
-	w.after(min(w.some(2*mean), 12*time.Hour+w.some(time.Hour)), w.disturbance)
-	if !w.rotating() && w.chance(85) { // often enough to notice a change of authority
-		return
-	}
+}
+
+func (w *world) harm() {
 	w.disturbed++
 	switch n := w.r.IntN(100); {
 	case n < 50:
@@ -383,7 +409,11 @@ func (w *world) disturbance() {
 			w.after(w.some(3*delay), func() { w.look(other) })
 		}
 	case n < 85: // nobody leads for some time
-		w.leaders[0].down = w.now.Add(w.some(min(w.config.Validity/8, 72*time.Hour)))
+		absent := min(w.config.Validity/8, 72*time.Hour)
+		if w.rotating() {
+			absent = min(absent, 4*time.Hour)
+		}
+		w.leaders[0].down = w.now.Add(w.some(absent))
 	default:
 		p := w.parties[w.r.IntN(len(w.parties))]
 		p.view, p.version = nil, 0
