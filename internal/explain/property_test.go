@@ -1,9 +1,12 @@
 package explain_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -27,7 +30,7 @@ type world struct {
 	random *rand.Rand
 	pods   []placed
 	maps   map[string]*maps.Maps // of each node
-	said   map[explain.Verdict]int
+	said   map[string]int        // cases by what they are about, and what explain said
 }
 
 // placed is a pod with its node.
@@ -40,6 +43,9 @@ type placed struct {
 const (
 	frontPort = 80
 	nodePort  = 30080
+	// services is how many have node ports; the last one answers outside only on its backend's node.
+	services = 3
+	withXDP  = "native, xdp"
 )
 
 func clusterIPs(i int) []netip.Addr {
@@ -47,8 +53,12 @@ func clusterIPs(i int) []netip.Addr {
 }
 
 func newWorld(t *testing.T, seed uint64, mode string) *world {
-	r := newRig(t, testkit.Options{Config: map[string]any{"routingMode": mode}})
-	w := &world{rig: r, random: rand.New(rand.NewPCG(seed, 1)), maps: map[string]*maps.Maps{}, said: map[explain.Verdict]int{}}
+	config := map[string]any{"routingMode": mode}
+	if mode == withXDP {
+		config = map[string]any{"routingMode": "native", "services": map[string]any{"xdp": "native"}}
+	}
+	r := newRig(t, testkit.Options{Config: config})
+	w := &world{rig: r, random: rand.New(rand.NewPCG(seed, 1)), maps: map[string]*maps.Maps{}, said: map[string]int{}}
 	for i, n := range r.c.Nodes {
 		m, err := maps.OpenPinned(pin.At(strings.TrimSuffix(n.Path(), "ns/net") + "root/sys/fs/bpf"))
 		w.must(err)
@@ -64,10 +74,17 @@ func newWorld(t *testing.T, seed uint64, mode string) *world {
 	}
 	r.c.Outside.Echo(port)
 	r.c.ApplyNamespace("default", nil, nil)
-	for i, p := range []placed{w.pods[0], w.pods[2]} { // one backend each: which of several a real client gets is chance
-		r.c.Serve(testkit.Service{
+	for i, p := range []placed{w.pods[0], w.pods[2], w.pods[3]} { // one backend each: which of several a real client gets is chance
+		s := testkit.Service{
 			Name: fmt.Sprint("s", i), Type: "NodePort", Port: frontPort, TargetPort: port, NodePort: nodePort + i, ClusterIPs: clusterIPs(i + 1), Endpoints: p.Endpoints(),
-		})
+		}
+		if i == services-1 {
+			s.Spec = map[string]any{"externalTrafficPolicy": "Local"}
+		}
+		r.c.Serve(s)
+	}
+	for _, way := range []string{"ingress", "egress"} {
+		r.c.ApplyText("policy-"+way, "")
 	}
 	r.c.Serve(testkit.Service{Name: "none", Port: frontPort, TargetPort: port, ClusterIPs: clusterIPs(9)})
 	time.Sleep(time.Second)
@@ -267,20 +284,37 @@ func setting(w *world, _ bool) (string, func()) {
 	return p.node.Name + ": " + name + " = " + value, func() { write(was) }
 }
 
-// policies changes what policies say to pods.
+// policies changes what policies say to pods, for each direction.
 func (w *world) policies() string {
-	app := pick(w, w.pods...).Name
-	peer := pick(w, w.pods...).Name
-	way := pick(w, "ingress", "egress")
-	rules := pick(w, "[]",
-		fmt.Sprintf(`[{%s: [{podSelector: {matchLabels: {app: %s}}}]}]`, side(way), peer),
-		fmt.Sprintf(`[{%s: [{podSelector: {matchLabels: {node: node-1}}}], ports: [{protocol: TCP, port: 8080}]}]`, side(way)),
-		`[{ports: [{protocol: UDP, port: 8080}]}]`,
-		fmt.Sprintf(`[{%s: [{ipBlock: {cidr: 172.18.0.0/16}}, {ipBlock: {cidr: "fd18::/64"}}]}]`, side(way)), "[{}]")
-	w.c.ApplyText("policy-random", fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: random, namespace: default}\nspec: {podSelector: {matchLabels: {app: %s}}, policyTypes: [%s], %s: %s}\n",
-		app, strings.ToUpper(way[:1])+way[1:], way, rules))
+	said := []string{}
+	for _, way := range []string{"ingress", "egress"} {
+		text := ""
+		if w.chance(65) {
+			subject := pick(w, "{matchLabels: {app: "+pick(w, w.pods...).Name+"}}", "{matchLabels: {node: node-2}}", "{}")
+			rules := w.rules(way)
+			text = fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s, namespace: default}\nspec: {podSelector: %s, policyTypes: [%s], %s: %s}\n",
+				way, subject, strings.ToUpper(way[:1])+way[1:], way, rules)
+			said = append(said, fmt.Sprintf("%s of %s: %s", way, subject, rules))
+		}
+		w.c.ApplyText("policy-"+way, text)
+	}
 	time.Sleep(500 * time.Millisecond)
-	return fmt.Sprintf("%s of %s: %s", way, app, rules)
+	return strings.Join(said, "; ")
+}
+
+// rules are those of one direction of a policy.
+func (w *world) rules(way string) string {
+	pod := fmt.Sprintf("{%s: [{podSelector: {matchLabels: {app: %s}}}]}", side(way), pick(w, w.pods...).Name)
+	blocks := func(v4, v6 string) string {
+		return fmt.Sprintf(`{%s: [{ipBlock: {cidr: %s}}, {ipBlock: {cidr: "%s"}}]}`, side(way), v4, v6)
+	}
+	return "[" + strings.Join(pick(w,
+		nil, []string{"{}"}, []string{pod},
+		[]string{fmt.Sprintf(`{%s: [{podSelector: {matchLabels: {node: node-1}}}], ports: [{protocol: TCP, port: 8080}]}`, side(way))},
+		[]string{`{ports: [{protocol: UDP, port: 8080}]}`},
+		[]string{blocks("172.18.0.0/16", "fd18::/64")}, // nodes and the outside
+		[]string{pod, blocks(testkit.OutsideAddr(false).String()+"/32", testkit.OutsideAddr(true).String()+"/128")},
+		[]string{blocks("10.244.1.0/24", "fd44:0:0:1::/64")}), ", ") + "]"
 }
 
 func side(way string) string {
@@ -298,42 +332,87 @@ type journey struct {
 	to      netip.AddrPort
 	size    int // of the payload
 	v6      bool
+	about   string
+	conn    net.Conn // on which there has been an exchange; nil: a new one
 }
 
 func (w *world) journey() journey {
-	j := journey{network: pick(w, networks...), v6: w.chance(40), size: 1}
+	j := journey{network: pick(w, networks...), v6: w.chance(50), size: 1}
 	at := func(n *testkit.Node) netip.Addr { return map[bool]netip.Addr{false: n.IPv4, true: n.IPv6}[j.v6] }
 	if w.chance(30) {
 		j.size = 1300
 	}
 	p := pick(w, w.pods...)
-	j.from = ofPod(p.node, p.Pod)
+	j.from, j.about = ofPod(p.node, p.Pod), "pod"
 	switch w.random.IntN(10) {
 	case 0, 1:
-		j.from = ofNode(pick(w, w.c.Nodes...))
-	case 2:
+		j.from, j.about = ofNode(pick(w, w.c.Nodes...)), "node"
+	case 2, 3:
 		n := pick(w, w.c.Nodes...)
 		j.from, j.source = sender{ns: w.c.Outside, node: n.Name}, testkit.OutsideAddr(j.v6)
-		j.to = netip.AddrPortFrom(at(n), uint16(nodePort+w.random.IntN(2)))
+		j.to, j.about = netip.AddrPortFrom(at(n), uint16(nodePort+w.random.IntN(services))), "outside to node port"
 		return j
 	}
-	to := pick(w, w.pods...)
-	switch w.random.IntN(10) {
-	case 0:
-		j.to = netip.AddrPortFrom(testkit.OutsideAddr(j.v6), port)
-	case 1:
-		j.to = netip.AddrPortFrom(at(pick(w, w.c.Nodes...)), port)
-	case 2:
-		ips := clusterIPs(pick(w, 1, 1, 2, 2, 9))
-		j.to = netip.AddrPortFrom(map[bool]netip.Addr{false: ips[0], true: ips[1]}[j.v6], frontPort)
-	case 3:
-		j.to = netip.AddrPortFrom(at(pick(w, w.c.Nodes...)), uint16(nodePort+w.random.IntN(2)))
-	case 4:
-		j.to = netip.AddrPortFrom(to.Address(j.v6), 9)
+	to, kind := pick(w, w.pods...), ""
+	switch w.random.IntN(20) {
+	case 0, 1, 2, 3:
+		j.to, kind = netip.AddrPortFrom(testkit.OutsideAddr(j.v6), port), "outside"
+	case 4, 5:
+		j.to, kind = netip.AddrPortFrom(at(pick(w, w.c.Nodes...)), port), "node"
+	case 6, 7, 8:
+		ips := clusterIPs(pick(w, 1, 2, 3, 9))
+		j.to, kind = netip.AddrPortFrom(map[bool]netip.Addr{false: ips[0], true: ips[1]}[j.v6], frontPort), "service"
+	case 9, 10:
+		j.to, kind = netip.AddrPortFrom(at(pick(w, w.c.Nodes...)), uint16(nodePort+w.random.IntN(services))), "node port"
+	case 11:
+		j.to, kind = netip.AddrPortFrom(to.Address(j.v6), 9), "nobody"
 	default:
-		j.to = netip.AddrPortFrom(to.Address(j.v6), port)
+		j.to, kind = netip.AddrPortFrom(to.Address(j.v6), port), "pod"
 	}
+	j.about += " to " + kind
 	return j
+}
+
+// begin makes the connection on which the exchange will be, unless the sender's socket would be load balanced: that is so for the node's own
+// processes only. Nothing is broken yet, but policy may deny it: then it stays a new one.
+func (w *world) begin(j *journey) {
+	if strings.Contains(j.about, "to service") || strings.Contains(j.about, " to node port") && !j.source.IsValid() {
+		return
+	}
+	var conn net.Conn
+	var err error
+	j.from.ns.Do(func() {
+		dialer := net.Dialer{Timeout: 300 * time.Millisecond}
+		dialer.SetMultipathTCP(false)
+		conn, err = dialer.Dial(j.network, j.to.String())
+	})
+	if err != nil {
+		return
+	}
+	if exchange(conn, 1, 300*time.Millisecond) != nil {
+		_ = conn.Close()
+		return
+	}
+	j.conn, j.about = conn, j.about+", established"
+}
+
+// exchange has an echo server say everything once.
+func exchange(conn net.Conn, size int, limit time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(conn, strings.Repeat("x", size)); err != nil {
+		return err
+	}
+	buf := make([]byte, 65536)
+	for got := 0; got < size; {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return err
+		}
+		got += bytes.Count(buf[:n], []byte("x"))
+	}
+	return nil
 }
 
 // length is the size of the packet that carries the payload.
@@ -362,6 +441,10 @@ func (w *world) explained(j journey) explain.Path {
 	case j.from.pod != "":
 		q.Entry = localapi.EntryPod
 	}
+	if j.conn != nil {
+		own := netip.MustParseAddrPort(j.conn.LocalAddr().String())
+		q.Established, q.Packet.Source = true, netip.AddrPortFrom(own.Addr().Unmap(), own.Port())
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return explain.Follow(ctx, w.ask, j.from.node, q)
@@ -373,6 +456,13 @@ func (w *world) compare(j journey) (p explain.Path, text string) {
 	limit := 250 * time.Millisecond
 	if p.Conclusion.Verdict == explain.Delivered {
 		limit = 2 * time.Second
+	}
+	if j.conn != nil {
+		err := exchange(j.conn, j.size, limit)
+		if (err == nil) == (p.Conclusion.Verdict == explain.Delivered) {
+			return p, ""
+		}
+		return p, fmt.Sprintf("explain says %s, the exchange on a connection that exists: %v", p.Conclusion.Verdict, err)
 	}
 	got := j.from.ns.Probe(testkit.Probe{Network: j.network, Address: j.to.String(), Timeout: limit, Size: j.size})
 	if (got.OK == 1) == (p.Conclusion.Verdict == explain.Delivered) {
@@ -397,14 +487,18 @@ func TestExplainIsTrue(t *testing.T) {
 	t.Logf("STRAIT_SEED=%d", seed)
 	faults := []fault{nothing, rule, rule, rule, podRoute, nodeRoute, neighbour, row, row, down, small, setting}
 	disagreed := 0
-	for n, mode := range []string{"vxlan", "native"} {
+	modes := []string{"vxlan", "native", withXDP}
+	for n, mode := range modes {
 		w := newWorld(t, seed+uint64(n), mode)
-		policy := "none"
-		for i := range cases / 2 {
+		policy := ""
+		for i := range cases / len(modes) {
 			if i%10 == 5 {
 				policy = w.policies()
 			}
 			j := w.journey()
+			if w.chance(50) {
+				w.begin(&j)
+			}
 			what, mend := pick(w, faults...)(w, j.v6)
 			p, text := w.compare(j)
 			if text != "" { // what was just written may not have reached every corner
@@ -412,15 +506,19 @@ func TestExplainIsTrue(t *testing.T) {
 				p, text = w.compare(j)
 			}
 			mend()
-			w.said[p.Conclusion.Verdict]++
+			if j.conn != nil {
+				_ = j.conn.Close()
+			}
+			w.said[j.about]++
+			w.said["= "+string(p.Conclusion.Verdict)]++
 			if text != "" {
 				disagreed++
-				t.Errorf("%s, case %d, fault %q, policy %q: %s %s %s to %s, %d bytes: %s\n%s", mode, i, what, policy, j.from.ns.Name, j.source, j.network, j.to, j.size, text, show(p))
+				t.Errorf("%s, case %d (%s), fault %q, policy %q: %s %s %s to %s, %d bytes: %s\n%s", mode, i, j.about, what, policy, j.from.ns.Name, j.source, j.network, j.to, j.size, text, show(p))
 			}
 			if disagreed >= 8 {
 				t.Fatal("enough")
 			}
 		}
-		t.Logf("%s: %d cases, said %v, %d parts, %v each", mode, cases/2, w.said, w.asked, w.took/time.Duration(max(w.asked, 1)))
+		t.Logf("%s: %d cases, %v, %d parts, %v each", mode, cases/len(modes), w.said, w.asked, w.took/time.Duration(max(w.asked, 1)))
 	}
 }

@@ -115,7 +115,7 @@ func (c *Cluster) StartAgents() {
 		n.StartAgent()
 	}
 	for _, n := range c.Nodes {
-		n.WaitReady(30 * time.Second)
+		n.WaitReady(time.Minute) // programs are verified meanwhile, which takes long on a busy machine
 	}
 }
 
