@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,25 +18,20 @@ import (
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
-	relaypb "github.com/cilium/cilium/api/v1/relay"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/strait-net/strait/internal/observer"
+	"github.com/strait-net/strait/internal/observer/wire"
 )
 
-const (
-	// lastFlows is how many are shown when nothing else is asked for.
-	lastFlows = 20
-	// beat is how often a node that is asked from outside says that it is there, and up to when it has told everything.
-	beat = 500 * time.Millisecond
-	// beatLag is how long a flow may be on its way from the kernel to a reader.
-	beatLag = 200 * time.Millisecond
-)
+// lastFlows is how many are shown when nothing else is asked for.
+const lastFlows = 20
 
 // observation is what is to be shown.
 type observation struct {
@@ -45,6 +42,8 @@ type observation struct {
 	since, until string
 	numeric      bool
 	beats        bool // for the command that asks from outside
+	server       string
+	tlsDir       string
 	filters      flowFilters
 }
 
@@ -63,13 +62,16 @@ not shown. They are those of Hubble's client. A service is found by its own addr
 Each denial says which rule denies, or which policies have no rule that allows it and which of their rules almost did. What stood for several
 packets says for how many: an agent is told once per second of what is repeated.
 
+While flows are followed a node that stops answering is named, asked again, and then for what has happened meanwhile.
+
 Exit codes: 0 shown, 1 a node did not answer, 2 the command line is wrong, 3 no agent could be reached.`,
 		Example: `  strait observe -f                                everything, as it happens
   strait observe -f --verdict dropped              what is lost, and why
   strait observe --pod shop/web --since 5m
   strait observe --from-namespace shop --to-port 5432 -o table
   strait observe -n shop --not --to-port 53 -f
-  strait observe --to-service shop/db --all -o jsonpb | jq .flow.verdict`,
+  strait observe --to-service shop/db --all -o jsonpb | jq .flow.verdict
+  kubectl -n kube-system port-forward deploy/strait-relay 4245 & strait observe -f --server 127.0.0.1:4245`,
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
 	}
@@ -82,6 +84,8 @@ Exit codes: 0 shown, 1 a node did not answer, 2 the command line is wrong, 3 no 
 	f.StringVar(&o.since, "since", "", "flows since then: 5m (ago), or a time as 2006-01-02T15:04:05Z")
 	f.StringVar(&o.until, "until", "", "flows until then")
 	f.BoolVar(&o.numeric, "numeric", false, "addresses in place of names")
+	f.StringVar(&o.server, "server", "", "ask the relay at HOST:PORT for those of all nodes, in place of each agent by exec")
+	f.StringVar(&o.tlsDir, "tls-dir", "", "directory with ca.crt, tls.crt and tls.key, for --server by TLS")
 	f.BoolVar(&o.beats, "beats", false, "")
 	_ = f.MarkHidden("beats") // it is there
 	o.filters.addTo(a, cmd)
@@ -93,6 +97,12 @@ func (o *observation) run(ctx context.Context) error {
 	q, err := o.request()
 	if err != nil {
 		return err
+	}
+	switch {
+	case o.server != "":
+		return o.relay(ctx, q)
+	case o.tlsDir != "":
+		return usage("--tls-dir is for --server: others are asked as kubectl asks them, or on the node")
 	}
 	client, err := o.app.local(ctx)
 	if err != nil {
@@ -166,83 +176,69 @@ func (o *observation) moment(flag, text string) (*timestamppb.Timestamp, error) 
 // local asks the observer of this node.
 func (o *observation) local(ctx context.Context, q *observerpb.GetFlowsRequest) error {
 	socket := filepath.Join(filepath.Dir(o.app.socketName()), observer.SocketName)
-	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if o.beats {
+		ctx = metadata.AppendToOutgoingContext(ctx, wire.Beat, wire.BeatEvery.String())
+	}
+	refusal := func(err error) error { return o.refusal(socket, err) }
+	return o.read(ctx, q, o.printer(false), refusal, "unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+// relay asks all nodes through the relay.
+func (o *observation) relay(ctx context.Context, q *observerpb.GetFlowsRequest) error {
+	host, _, err := net.SplitHostPort(o.server)
 	if err != nil {
-		return unreachable(fmt.Errorf("connect to %s: %w", socket, err))
+		return usage("--server %q: want HOST:PORT: %w", o.server, err)
+	}
+	if o.app.node != "" {
+		return usage("--node and --server: the relay asks all nodes; want --node-name %s", o.app.node)
+	}
+	way := grpc.WithTransportCredentials(insecure.NewCredentials())
+	switch address, err := netip.ParseAddr(host); {
+	case o.tlsDir != "":
+		way = wire.NewCertificates(o.tlsDir).Client(wire.RelayName)
+	case host != "localhost" && (err != nil || !address.IsLoopback()):
+		return usage("--server %s: without --tls-dir it has to be an address of this machine, such as that of kubectl port-forward: others could read along", o.server)
+	}
+	show := o.printer(true)
+	err = o.read(ctx, q, show, func(err error) error {
+		switch s := status.Convert(err); s.Code() {
+		case codes.InvalidArgument:
+			return usage("%s", s.Message())
+		case codes.Unavailable:
+			return unreachable(fmt.Errorf("the relay at %s does not answer: %s", o.server, s.Message()))
+		default:
+			return fmt.Errorf("the relay at %s: %s", o.server, s.Message())
+		}
+	}, "passthrough:///"+o.server, way, wire.Alive())
+	if err == nil && show.failed {
+		return &exitError{ExitProblems, nil}
+	}
+	return err
+}
+
+// read shows what an observer says.
+func (o *observation) read(ctx context.Context, q *observerpb.GetFlowsRequest, show *flowPrinter, refusal func(error) error, to string, options ...grpc.DialOption) error {
+	conn, err := grpc.NewClient(to, options...)
+	if err != nil {
+		return unreachable(fmt.Errorf("connect to %s: %w", to, err))
 	}
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := observerpb.NewObserverClient(conn).GetFlows(ctx, q)
-	if err != nil {
-		return o.refusal(socket, err)
-	}
-	told := make(chan heard)
-	go func() {
-		defer close(told)
-		for {
-			r, err := stream.Recv()
-			select {
-			case told <- heard{response: r, err: err}:
-			case <-ctx.Done():
-				return
-			}
-			if err != nil {
-				return
-			}
+	for err == nil {
+		var r *observerpb.GetFlowsResponse
+		if r, err = stream.Recv(); err != nil {
+			break
 		}
-	}()
-	show := o.printer(false)
-	var pulse <-chan time.Time
-	if o.beats {
-		ticker := time.NewTicker(beat)
-		defer ticker.Stop()
-		pulse = ticker.C
-		if err := show.add(beatAt(time.Time{})); err != nil {
+		if err := show.add(r); err != nil {
 			return err
 		}
 	}
-	var upTo time.Time // everything until then has been told: nothing has come for a while
-	for {
-		select {
-		case now := <-pulse:
-			if err := show.add(beatAt(upTo)); err != nil {
-				return err
-			}
-			upTo = now.Add(-beatLag)
-		case h := <-told:
-			upTo = time.Time{}
-			switch {
-			case h.err == nil:
-				if err := show.add(h.response); err != nil {
-					return err
-				}
-			case errors.Is(h.err, io.EOF), status.Code(h.err) == codes.Canceled:
-				return show.finish()
-			default:
-				return errors.Join(show.finish(), o.refusal(socket, h.err))
-			}
-		case <-ctx.Done():
-			return show.finish()
-		}
+	if errors.Is(err, io.EOF) || status.Code(err) == codes.Canceled {
+		return show.finish()
 	}
-}
-
-// heard is what a node said.
-type heard struct {
-	response *observerpb.GetFlowsResponse
-	err      error // io.EOF: that was all
-}
-
-// beatAt says that the node is there, and up to when it has told everything; zero: that is not known.
-func beatAt(upTo time.Time) *observerpb.GetFlowsResponse {
-	r := &observerpb.GetFlowsResponse{
-		ResponseTypes: &observerpb.GetFlowsResponse_NodeStatus{NodeStatus: &relaypb.NodeStatusEvent{StateChange: relaypb.NodeState_NODE_CONNECTED}},
-	}
-	if !upTo.IsZero() {
-		r.Time = timestamppb.New(upTo)
-	}
-	return r
+	return errors.Join(show.finish(), refusal(err))
 }
 
 // refusal says what to do about an observer that does not answer.

@@ -2,14 +2,12 @@ package cli
 
 import (
 	"encoding/json"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	flowpb "github.com/cilium/cilium/api/v1/flow"
 	observerpb "github.com/cilium/cilium/api/v1/observer"
-	relaypb "github.com/cilium/cilium/api/v1/relay"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -92,92 +90,6 @@ func TestArguments(t *testing.T) {
 	got, err := far.request()
 	if err != nil || got.String() != q.String() || !far.beats || far.output != flowJSONPB {
 		t.Errorf("%v asks for %v, %v; want %v", args, got, err, q)
-	}
-}
-
-func said1(seconds int) *observerpb.GetFlowsResponse {
-	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.Unix(int64(seconds), 0)), ResponseTypes: &observerpb.GetFlowsResponse_Flow{Flow: &flowpb.Flow{}}}
-}
-
-func beat1(seconds int) *observerpb.GetFlowsResponse {
-	return &observerpb.GetFlowsResponse{Time: timestamppb.New(time.Unix(int64(seconds), 0)), ResponseTypes: &observerpb.GetFlowsResponse_NodeStatus{NodeStatus: &relaypb.NodeStatusEvent{}}}
-}
-
-func TestMerge(t *testing.T) {
-	now := time.Unix(100, 0)
-	m := merger{patience: 2 * time.Second, lanes: make([]lane, 3)}
-	want := func(times ...int64) {
-		t.Helper()
-		for _, w := range times {
-			r, _, ok := m.next(now)
-			if !ok || r.Time.Seconds != w {
-				t.Fatalf("next is %v %v, want %d", r.GetTime(), ok, w)
-			}
-		}
-		if r, _, ok := m.next(now); ok {
-			t.Fatalf("next is %v, want to wait", r.Time)
-		}
-	}
-	m.add(0, said1(10), now)
-	m.add(1, said1(9), now)
-	want()
-	m.add(2, beat1(9), now) // tells everything until then
-	want(9)
-	m.add(2, beat1(11), now)
-	m.add(1, beat1(10), now)
-	want(10)
-	m.add(0, said1(12), now)
-	m.lanes[1].done = true
-	want()
-	m.add(2, said1(13), now)
-	want(12)
-	now = now.Add(2 * time.Second) // node 0 has kept it waiting for long enough
-	want(13)
-	if m.lanes[0].done = true; !m.open() {
-		t.Error("node 2 may say more")
-	}
-	if m.lanes[2].done = true; m.open() {
-		t.Error("nobody says more")
-	}
-}
-
-// TestMergeIsInOrder: lanes in order, cut into any pieces, come out in order and complete.
-func TestMergeIsInOrder(t *testing.T) {
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 200 {
-		m := merger{patience: time.Hour, lanes: make([]lane, 1+r.IntN(5))}
-		clock, sent, got := make([]int, len(m.lanes)), 0, 0
-		last := int64(0)
-		now := time.Unix(0, 0)
-		drain := func() {
-			for {
-				x, _, ok := m.next(now)
-				if !ok {
-					return
-				}
-				if x.Time.Seconds < last {
-					t.Fatalf("%d after %d", x.Time.Seconds, last)
-				}
-				last, got = x.Time.Seconds, got+1
-			}
-		}
-		for range 200 {
-			i := r.IntN(len(m.lanes))
-			clock[i] += r.IntN(3)
-			if r.IntN(4) == 0 {
-				m.add(i, beat1(clock[i]), now)
-			} else {
-				m.add(i, said1(clock[i]), now)
-				sent++
-			}
-			drain()
-		}
-		for i := range m.lanes {
-			m.lanes[i].done = true
-		}
-		if drain(); got != sent {
-			t.Fatalf("%d of %d", got, sent)
-		}
 	}
 }
 

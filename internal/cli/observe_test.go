@@ -178,10 +178,11 @@ func follow(conn *websocket.Conn, stopped <-chan struct{}, args []string) {
 	cli.Run(ctx, cli.Env{Version: "v0.1.0", Out: channel{conn, 1, cancel}, Err: channel{conn, 2, cancel}, Getenv: func(string) string { return "" }, Now: time.Now}, args)
 }
 
-// TestFollowCluster follows three nodes: what they tell comes in order of time, and one that goes away is named while the others go on.
+// TestFollowCluster follows three nodes: what they tell comes in order of time, and one that goes away is named while the others go on, and asked
+// again.
 func TestFollowCluster(t *testing.T) {
 	cluster := threeNodes(t)
-	cluster.stopped = map[string]chan struct{}{"strait-agent-n3": make(chan struct{})}
+	cluster.stopped = map[string]chan struct{}{"strait-agent-n3": make(chan struct{})} // ends one command each
 	var stores []*flow.Store
 	for i := 1; i <= 3; i++ {
 		stores = append(stores, tell(t, cluster.sockets[fmt.Sprintf("strait-agent-n%d", i)], i))
@@ -204,8 +205,8 @@ func TestFollowCluster(t *testing.T) {
 		}
 	}
 	lines := func() int { return strings.Count(out.String(), "\n") }
-	wait("the last of each node, and that it has lost", func() bool {
-		return strings.Count(out.String(), "DROPPED") == 3 && strings.Count(out.String(), "LOST") == 3
+	wait("the last of all nodes, and what was lost after it", func() bool {
+		return strings.Count(out.String(), "DROPPED") == 1 && strings.Count(out.String(), "LOST") == 3
 	})
 	begin := lines()
 	base := time.Now()
@@ -224,13 +225,24 @@ func TestFollowCluster(t *testing.T) {
 	if !slices.IsSorted(ports) || len(ports) != 30 {
 		t.Errorf("not in order of time: %v", ports)
 	}
-	close(cluster.stopped["strait-agent-n3"])
-	wait("a node that ended", func() bool { return strings.Contains(errs.String(), "node n3 does not answer") })
+	cluster.stopped["strait-agent-n3"] <- struct{}{}
+	wait("a node that ended", func() bool { return strings.Contains(errs.String(), "node n3 does not answer: ") })
 	before := lines()
 	f := exampleFlows(1)[1]
 	f.Time = time.Now()
 	stores[0].Append(time.Now(), []flow.Flow{f})
 	wait("the others", func() bool { return lines() == before+1 })
+	f = exampleFlows(3)[1]
+	f.Time = time.Now()
+	stores[2].Append(time.Now(), []flow.Flow{f})
+	wait("a node that is back", func() bool { return strings.Contains(errs.String(), "node n3 answers now\n") })
+	wait("what it saw meanwhile", func() bool { return lines() == before+2 })
+	f.Time = time.Now()
+	stores[2].Append(time.Now(), []flow.Flow{f})
+	wait("what it sees now, and nothing twice", func() bool { return lines() == before+3 })
+	if n := strings.Count(errs.String(), "\n"); n != 2 {
+		t.Errorf("stderr: %s", errs.String())
+	}
 	cancel()
 	if c := <-code; c != cli.ExitProblems {
 		t.Errorf("exit code %d, want %d", c, cli.ExitProblems)

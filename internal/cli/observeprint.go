@@ -65,12 +65,16 @@ type flowPrinter struct {
 	output  flowFormat
 	nodes   bool // say which node saw it
 	numeric bool
+	beats   bool // nodes are a program's business: they are printed as flows are
 	table   *grid
 	printed int
+	met     bool            // it is known which nodes answer
+	away    map[string]bool // nodes that do not answer
+	failed  bool            // one of them did not at some time
 }
 
 func (o *observation) printer(nodes bool) *flowPrinter {
-	p := &flowPrinter{app: o.app, output: o.output, nodes: nodes || o.output == flowWide, numeric: o.numeric}
+	p := &flowPrinter{app: o.app, output: o.output, nodes: nodes || o.output == flowWide, numeric: o.numeric, beats: o.beats, away: map[string]bool{}}
 	if o.output.needsAll() {
 		p.table = &grid{columns: columns("TIME", "NODE", "SOURCE", "+SOURCE IDENTITY#", "DESTINATION", "+DESTINATION IDENTITY#", "PROTOCOL", "VERDICT", "BECAUSE")}
 	}
@@ -79,12 +83,13 @@ func (o *observation) printer(nodes bool) *flowPrinter {
 
 // add prints an answer, or keeps it for the table.
 func (p *flowPrinter) add(r *observerpb.GetFlowsResponse) error {
+	if n := r.GetNodeStatus(); n != nil && !p.beats {
+		p.nodeStatus(n)
+		return nil
+	}
 	switch p.output {
 	case flowJSON, flowJSONPB, flowYAML:
 		return p.machine(r)
-	}
-	if n := r.GetNodeStatus(); n != nil {
-		return p.nodeStatus(n)
 	}
 	if l := r.GetLostEvents(); l != nil {
 		return p.lost(r, l)
@@ -154,13 +159,31 @@ func (p *flowPrinter) machine(r *observerpb.GetFlowsResponse) error {
 	return p.write(line.String() + "\n")
 }
 
-func (p *flowPrinter) nodeStatus(n *relaypb.NodeStatusEvent) error {
-	switch n.GetStateChange() {
-	case relaypb.NodeState_NODE_UNAVAILABLE, relaypb.NodeState_NODE_ERROR, relaypb.NodeState_NODE_GONE:
-		text := strings.ToLower(strings.TrimPrefix(n.GetStateChange().String(), "NODE_"))
-		_, _ = fmt.Fprintf(p.Err, "nodes %s: %s %s\n", strings.Join(n.GetNodeNames(), ", "), text, n.GetMessage()) // nobody left to tell
+// nodeStatus names nodes that do not answer, and those that answer later. Of those that answer at the beginning nobody has to be told.
+func (p *flowPrinter) nodeStatus(n *relaypb.NodeStatusEvent) {
+	for _, name := range n.GetNodeNames() {
+		text := ""
+		switch n.GetStateChange() {
+		case relaypb.NodeState_NODE_UNAVAILABLE, relaypb.NodeState_NODE_ERROR:
+			p.away[name], p.failed = true, true
+			text = "does not answer: " + n.GetMessage()
+		case relaypb.NodeState_NODE_GONE:
+			delete(p.away, name)
+			text = "has left"
+		case relaypb.NodeState_NODE_CONNECTED:
+			switch {
+			case p.away[name]:
+				delete(p.away, name)
+				text = "answers now"
+			case p.met:
+				text = "has joined"
+			}
+		}
+		if text != "" {
+			_, _ = fmt.Fprintf(p.Err, "node %s %s\n", name, text) // nobody left to tell
+		}
 	}
-	return nil
+	p.met = p.met || n.GetStateChange() == relaypb.NodeState_NODE_CONNECTED
 }
 
 // lost says that flows are missing here.

@@ -41,7 +41,11 @@ func (s *server) GetFlows(q *observerpb.GetFlowsRequest, stream grpc.ServerStrea
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
-	m := merge.New(merge.Config{Request: q, Name: s.c.Name, Patience: merge.Patience, Silence: silence})
+	how := merge.Config{Request: q, Name: s.c.Name, Patience: merge.Patience, Start: merge.Patience, Silence: silence}
+	if !q.GetFollow() {
+		how.Patience = silence // it has something to say, or has failed: order is worth more
+	}
+	m := merge.New(how)
 	for _, name := range names {
 		m.Join(s.source(name))
 	}

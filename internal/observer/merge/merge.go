@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	// Patience is how long a flow waits for a node that says nothing, and the beginning for one that has not answered.
+	// Patience is how long a flow waits for a node that says nothing, where nothing else is said.
 	Patience = 2 * time.Second
 	// ahead is how many flows of a node are read before they are told: then the node waits. Of very many nodes it is fewer, aheadAll together,
 	// but not less than aheadMin.
@@ -71,8 +71,8 @@ type Config struct {
 	Request *observerpb.GetFlowsRequest
 	// Name is who tells of nodes; it may be empty.
 	Name string
-	// Patience is how long the others wait for a node that says nothing.
-	Patience time.Duration
+	// Patience is how long the others wait for a node that says nothing, and Start how long the beginning waits for one that has not answered.
+	Patience, Start time.Duration
 	// Silence is how long a node may say nothing until it has failed.
 	Silence time.Duration
 }
@@ -90,6 +90,7 @@ type Merge struct {
 	order   order
 	left    map[string]time.Time // nodes that are gone: the last flow they told
 	begun   bool                 // the client knows who is there
+	started time.Time            // since when
 	changed bool                 // a node's state may be news
 	refused *Refusal
 	number  number
@@ -226,7 +227,7 @@ func (m *Merge) next(now time.Time) step {
 		if m.pastLocked(now) {
 			return step{tell: m.number.flush(), again: true}
 		}
-		wait = min(wait, m.Patience-now.Sub(m.began))
+		wait = min(wait, m.Patience-now.Sub(m.started))
 	}
 	return step{wait: wait}
 }
@@ -248,7 +249,7 @@ func (m *Merge) beginLocked(now time.Time) (step, bool) {
 			failed = append(failed, Failure{l.Node, l.err})
 		}
 	}
-	left := m.Patience - now.Sub(m.began)
+	left := m.Start - now.Sub(m.began)
 	switch {
 	case !answered && !open:
 		slices.SortFunc(failed, func(a, b Failure) int { return strings.Compare(a.Node, b.Node) })
@@ -258,7 +259,7 @@ func (m *Merge) beginLocked(now time.Time) (step, bool) {
 	case open && left > 0:
 		return step{wait: left}, false
 	}
-	m.begun, m.changed = true, true
+	m.begun, m.changed, m.started = true, true, now
 	return step{}, true
 }
 
@@ -271,7 +272,7 @@ func (m *Merge) openLocked() bool {
 
 // pastLocked reports whether everything that was before the merge began has been told, or is waited for no longer.
 func (m *Merge) pastLocked(now time.Time) bool {
-	return now.Sub(m.began) >= m.Patience || !slices.ContainsFunc(m.order.lanes, func(l *lane) bool {
+	return now.Sub(m.started) >= m.Patience || !slices.ContainsFunc(m.order.lanes, func(l *lane) bool {
 		return (l.state == asked || l.state == speaking) && l.mark.Before(m.began)
 	})
 }

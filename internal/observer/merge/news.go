@@ -33,12 +33,12 @@ func (m *Merge) newsLocked(now time.Time) (tell []*Response, wait time.Duration)
 	for _, l := range m.order.lanes {
 		switch {
 		case l.state == asked && l.said == unsaid:
-			if remains := m.Patience - now.Sub(l.since); remains > 0 {
+			if remains := m.Start - now.Sub(l.since); remains > 0 {
 				wait, m.changed = min(wait, remains), true
 				continue
 			}
 			l.said = saidAway
-			reason := fmt.Sprintf("no answer in %v", m.Patience)
+			reason := fmt.Sprintf("no answer in %v", m.Start)
 			away[reason] = append(away[reason], l.Node)
 		case l.state == failing && l.said != saidAway:
 			to := away

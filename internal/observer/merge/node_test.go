@@ -188,7 +188,7 @@ func (c *client) said() []string {
 
 // mergeOf is a merge of these with usual times.
 func mergeOf(q *observerpb.GetFlowsRequest, nodes ...*observed) *Merge {
-	m := New(Config{Request: q, Patience: Patience, Silence: 10 * time.Second})
+	m := New(Config{Request: q, Patience: Patience, Start: Patience, Silence: 10 * time.Second})
 	for _, n := range nodes {
 		m.Join(n.source())
 	}
