@@ -15,6 +15,8 @@ import (
 	"github.com/containernetworking/cni/pkg/invoke"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
+
+	"github.com/strait-net/strait/internal/state"
 )
 
 // rehearsal attaches a sandbox of its own through the real plugin, reaches the node from it, and detaches it again: the proof
@@ -24,8 +26,6 @@ type rehearsal struct {
 	conflist []byte
 	node     []netip.Addr // addresses to be reached
 }
-
-const rehearsalContainer = "strait-rehearsal"
 
 func (r rehearsal) run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -41,7 +41,7 @@ func (r rehearsal) run(ctx context.Context) (err error) {
 	}
 	call := func(command string) ([]byte, error) {
 		args := &invoke.Args{
-			Command: command, ContainerID: rehearsalContainer, NetNS: ns.path(), IfName: "eth0", Path: filepath.Dir(r.plugin),
+			Command: command, ContainerID: state.RehearsalContainer, NetNS: ns.path(), IfName: "eth0", Path: filepath.Dir(r.plugin),
 		}
 		return (&invoke.RawExec{Stderr: os.Stderr}).ExecPlugin(ctx, r.plugin, conf, args.AsEnv())
 	}

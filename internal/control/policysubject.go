@@ -49,6 +49,7 @@ type spec struct {
 // local is a pod's attachment to this node, or the node itself.
 type local struct {
 	key             string // of the attachment; empty: the node
+	rehearsal       bool   // the agent's own sandbox
 	namespace, name string
 	uid             string
 	addrs           []netip.Addr
@@ -101,7 +102,7 @@ func (s *subjects) attached(changes []table.Change[state.Endpoint]) {
 				s.moved = append(s.moved, key)
 			}
 		case row.Phase != state.EndpointAdding && row.NetNS != "": // one that is being added comes by admission, one without a record is nobody's
-			s.join(&local{key: key, namespace: row.Namespace, name: row.Pod, uid: row.PodUID, addrs: row.Addresses}, nil)
+			s.join(localOf(&row), nil)
 		}
 	}
 }
@@ -110,13 +111,19 @@ func (s *subjects) attached(changes []table.Change[state.Endpoint]) {
 func (s *subjects) admit(waiting []*admission) {
 	endpoints := s.state.Endpoints.Snapshot()
 	for _, w := range waiting {
-		if s.locals[w.Key()] != nil {
-			continue
-		}
 		if _, _, there := endpoints.Get(w.Key()); !there {
 			continue // given up meanwhile
 		}
-		s.join(&local{key: w.Key(), namespace: w.Namespace, name: w.Pod, uid: w.PodUID, addrs: w.Addresses}, w.pod)
+		if before := s.locals[w.Key()]; before != nil { // detached and attached again before anybody looked
+			s.leave(before)
+		}
+		s.join(localOf(&w.Endpoint), w.pod)
+	}
+}
+
+func localOf(e *state.Endpoint) *local {
+	return &local{
+		key: e.Key(), rehearsal: e.ContainerID == state.RehearsalContainer, namespace: e.Namespace, name: e.Pod, uid: e.PodUID, addrs: e.Addresses,
 	}
 }
 
@@ -350,6 +357,10 @@ func (s *subjects) setOf(l *local) policy.Set {
 		if set.Ports = nil; set.Mode == policy.ModeAlways {
 			set.Mode = policy.ModeDefault // that is about pods
 		}
+		return set
+	}
+	if l.rehearsal {
+		set.Mode = policy.ModeNever
 		return set
 	}
 	if ns, _, ok := s.state.Namespaces.Snapshot().Get(l.namespace); ok {

@@ -27,7 +27,7 @@ type Change struct {
 	// Answers are those of programs that nothing has used before, and those to identities that nothing has had before. All others are known.
 	Answers []Answer
 	Moves   []Move
-	// Pods are attachments with a program they did not have before; those in Left are gone.
+	// Pods are attachments with a program they did not have before; those in Left are gone. One that is in both was attached again.
 	Pods map[string]ID
 	Left []string
 	// Node is the program of the node itself.

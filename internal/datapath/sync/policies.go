@@ -112,6 +112,9 @@ func (w *Policies) Accept(c *policy.Change) error {
 		return err
 	}
 	w.want.apply(c, w.rules.number, &w.todo)
+	for _, key := range c.Left { // whoever has Ends has forgotten it: said again if it is attached again
+		delete(w.have.ends, key)
+	}
 	return nil
 }
 
@@ -293,11 +296,6 @@ func (w *Policies) condemn() {
 			if _, wanted := w.want.port(k); !wanted {
 				d.ports = append(d.ports, k)
 			}
-		}
-	}
-	for key := range w.have.ends {
-		if _, wanted := w.want.ends[key]; !wanted {
-			delete(w.have.ends, key)
 		}
 	}
 	w.sentence(d)

@@ -159,6 +159,35 @@ func TestPoliciesComeAndGo(t *testing.T) {
 	}
 }
 
+// A container that is attached anew under the same name is told its program again: who has the rows of pods has forgotten it.
+func TestPodComesAgain(t *testing.T) {
+	both := twoPods()
+	both.Pods["p2"] = 1 // the program stays in use when p2 goes: nothing is to be written then
+	for name, change := range map[string][]policy.Change{
+		"later":   {{Left: []string{"p2"}}, {Pods: map[string]policy.ID{"p2": 1}}},
+		"at once": {{Left: []string{"p2"}, Pods: map[string]policy.ID{"p2": 1}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newPolicyBench(t, policySizes)
+			b.apply(t, both)
+			delete(b.ends, "p2")
+			for _, c := range change {
+				b.apply(t, c)
+			}
+			if program, told := b.ends["p2"]; !told || program != 1 {
+				t.Errorf("told %t, program %d, want 1", told, program)
+			}
+			b.apply(t, policy.Change{Left: []string{"p1", "p2"}})
+			delete(b.ends, "p1")
+			delete(b.ends, "p2")
+			b.retire(t)
+			if n := b.Entries(1); n != 0 {
+				t.Errorf("%d entries of a program that nobody has", n)
+			}
+		})
+	}
+}
+
 func TestRestartWritesNothingAgain(t *testing.T) {
 	b := newPolicyBench(t, policySizes)
 	b.apply(t, twoPods())

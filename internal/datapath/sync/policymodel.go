@@ -240,15 +240,15 @@ func (w *desired) apply(c *policy.Change, number func(policy.RuleRef) uint32, to
 		w.take(a, number, todo)
 	}
 	idle := map[uint64]bool{}
+	for _, key := range c.Left { // first: one that was attached again is in Pods as well
+		w.assign(w.ends[key], 0)
+		delete(w.ends, key)
+		delete(todo.ends, key)
+	}
 	for key, program := range c.Pods {
 		w.assign(w.ends[key], uint64(program))
 		w.ends[key] = uint64(program)
 		todo.ends[key] = true
-	}
-	for _, key := range c.Left {
-		w.assign(w.ends[key], 0)
-		delete(w.ends, key)
-		delete(todo.ends, key)
 	}
 	if uint64(c.Node) != w.node {
 		w.assign(w.node, uint64(c.Node))
