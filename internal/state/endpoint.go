@@ -47,6 +47,10 @@ type Endpoint struct {
 	Since       time.Time
 }
 
+// RehearsalContainer is the ContainerID of the sandbox by which an agent proves that pods can be started. No policy is about it, or the node would
+// not be opened where policies deny by default.
+const RehearsalContainer = "strait-rehearsal"
+
 // Key returns containerID/ifname.
 func (e Endpoint) Key() string { return e.ContainerID + "/" + e.IfName }
 
