@@ -246,7 +246,7 @@ func (v *screen) datapath(s localapi.Status) {
 	v.line("Datapath", text)
 	fullest, fill := localapi.Map{}, -1.0
 	for _, m := range s.Maps {
-		if m.Max > 0 && m.Entries >= 0 && !isArray(m) {
+		if m.Fills() {
 			if f := float64(m.Entries) / float64(m.Max); f > fill {
 				fullest, fill = m, f
 			}
@@ -257,11 +257,8 @@ func (v *screen) datapath(s localapi.Status) {
 	}
 }
 
-// isArray reports whether the map has all its entries from the beginning.
-func isArray(m localapi.Map) bool { return strings.Contains(strings.ToLower(m.Type), "array") }
-
 func percent(m localapi.Map) string {
-	if m.Max == 0 || m.Entries < 0 || isArray(m) {
+	if !m.Fills() {
 		return ""
 	}
 	return fmt.Sprintf("%.0f %%", 100*float64(m.Entries)/float64(m.Max))
@@ -409,7 +406,7 @@ func mapGrid(all []localapi.Map) *grid {
 			bytes = strconv.FormatUint(m.Bytes, 10)
 		}
 		look := plain
-		if m.Entries >= 0 && m.Max > 0 && m.Entries >= m.Max && !isArray(m) {
+		if m.Fills() && m.Entries >= m.Max {
 			look = yellow
 		}
 		g.add(cell{text: m.Name, style: look}, m.Type, entries, most, percent(m), bytes)
