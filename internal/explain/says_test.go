@@ -114,3 +114,32 @@ func TestDirectReturn(t *testing.T) {
 		}
 	}
 }
+
+// A route may lead into the tunnel although the row that says where to is missing: then the program there drops the packet. Found by the
+// property test on connections that exist.
+func TestRouteIntoTheTunnelWithoutRow(t *testing.T) {
+	w := newWorld(t, 1, "vxlan")
+	one, m := w.c.Nodes[0], w.maps[w.c.Nodes[0].Name]
+	j := journey{
+		from: sender{ns: w.c.Outside, node: one.Name}, source: testkit.OutsideAddr(false), network: "tcp", about: "outside to node port", size: 1,
+		to: netip.AddrPortFrom(one.IPv4, nodePort+1), // whose backend is on the other node
+	}
+	if w.begin(&j); j.conn == nil {
+		t.Fatal("no connection to the node port")
+	}
+	defer func() { _ = j.conn.Close() }()
+	if p, text := w.compare(j); text != "" || p.Conclusion.Verdict != explain.Delivered {
+		t.Fatalf("%s\n%s", text, show(p))
+	}
+	rows, err := m.Remotes()
+	w.must(err)
+	for _, r := range rows {
+		if r.Prefix.Contains(w.pods[2].IPv4) {
+			w.must(m.DeleteRemote(r.Prefix))
+			defer func() { w.must(m.PutRemote(r)) }()
+		}
+	}
+	if p, text := w.compare(j); text != "" || p.Conclusion.Verdict != explain.Dropped {
+		t.Errorf("%s\n%s", text, show(p))
+	}
+}

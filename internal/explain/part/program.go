@@ -228,6 +228,13 @@ func (w *walk) redirected(name string, l netdev.Link, before trial.Packet, reaso
 		hop = target
 	}
 	w.on("route", "leaves by "+out.Name+" to "+hop.String(), way.Entry)
+	// These have programs that look rows up again: a route may lead there although the row that should is missing.
+	if _, ok := w.podOn(out.Index); ok {
+		return w.toPod(w.nodeSpace(), out, hop, l.Index)
+	}
+	if out.Name == netdev.VXLANDevice {
+		return w.intoTunnel(out, l.Index)
+	}
 	return w.leave(out, hop)
 }
 

@@ -152,11 +152,7 @@ func (w *walk) sends(s space, way netdev.Way, from int) error {
 		return w.toPod(s, out, hop, from)
 	}
 	if out.Name == netdev.VXLANDevice {
-		if !out.Up {
-			w.drop(out.Name, "the tunnel's device is down", "", "device "+out.Name+" is down")
-			return nil
-		}
-		return w.program(bpf.DatapathProgStraitToVx, out, from, netip.Addr{})
+		return w.intoTunnel(out, from)
 	}
 	devices, err := w.Maps.Devices()
 	if err != nil {
@@ -175,6 +171,15 @@ func (w *walk) sends(s space, way netdev.Way, from int) error {
 		}
 	}
 	return w.leave(out, hop)
+}
+
+// intoTunnel is a packet that a route has led to the tunnel's device.
+func (w *walk) intoTunnel(tunnel netdev.Link, from int) error {
+	if !tunnel.Up {
+		w.drop(tunnel.Name, "the tunnel's device is down", "", "device "+tunnel.Name+" is down")
+		return nil
+	}
+	return w.program(bpf.DatapathProgStraitToVx, tunnel, from, netip.Addr{})
 }
 
 // toPod is a packet of the node's stack to a pod.
