@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -224,7 +225,7 @@ func certificateOf(ctx context.Context, n nodeRig, authority *corev1.Secret) ([]
 	return conn.ConnectionState().PeerCertificates[0].Raw, nil
 }
 
-// CLI-7: strait observe with nothing but a kubeconfig.
+// CLI-7: strait observe with nothing but a kubeconfig: filters, and following across the death of an agent.
 func TestCLI7_ObserveFromOutside(t *testing.T) {
 	needStrait(t)
 	s := openShop(t, "observe")
@@ -256,4 +257,25 @@ func TestCLI7_ObserveFromOutside(t *testing.T) {
 			return nil
 		})
 	}
+	if len(shared.nodes) > 1 {
+		at := shared.forward(t, system, shared.relayPod(t).Name, relayLocal).String()
+		out := shared.strait(t, "observe", "-n", s.namespace, "--all", "--verdict", "dropped", "--server", at)
+		if !strings.Contains(out, s.namespace+"/curl:") || !strings.Contains(out, "DENIED: no rule of NetworkPolicy "+s.namespace+"/db allowed it") {
+			t.Errorf("by the relay strait observe says:\n%s", out)
+		}
+	}
+	path, err := shared.run(t.Context(), "kubeconfig")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := shared.nodes[len(shared.nodes)-1]
+	f := follow(t, filepath.Join(filepath.Dir(shared.lab), "strait"), []string{"KUBECONFIG=" + strings.TrimSpace(path)},
+		"observe", "--follow", "-o", "jsonpb", "--from-pod", shared.namespace+"/server-")
+	ports := 42000
+	f.told(t, n, 20*time.Second, &ports)
+	if err := shared.killAgent(t.Context(), n.name); err != nil {
+		t.Fatal(err)
+	}
+	f.told(t, n, 90*time.Second, &ports)
+	settle(t)
 }
