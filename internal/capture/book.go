@@ -20,10 +20,16 @@ const (
 // book is what one node has told of connections.
 type book struct {
 	node   string
-	ties   recent[tuple, []Event]  // in the order of time
-	stops  recent[target, []Event] // denials and drops, whoever's source port they name
-	losses []Event                 // records that were lost, the last few
-	told   bool                    // something has been told, or would be
+	ties   recent[tuple, []*chapter]  // in the order of time
+	stops  recent[target, []*chapter] // denials and drops, whoever's source port they name
+	losses []Event                    // records that were lost, the last few
+	told   bool                       // something has been told, or would be
+}
+
+// chapter is an event, and where a packet has been shown as the one that it is about.
+type chapter struct {
+	Event
+	shown []*Place
 }
 
 // target is what repeats of a denial are held back for.
@@ -44,31 +50,32 @@ func (b *book) add(e Event) {
 	if e.What == Ended {
 		return
 	}
+	c := &chapter{Event: e}
 	// A client that knows a service by its packets sends to the service.
 	for _, other := range []netip.AddrPort{e.Target, e.Front} {
 		if other.IsValid() && e.Source.IsValid() {
 			key := tupleOf(e.Protocol, e.Source, other)
-			b.ties.put(key, appended(b.ties.of(key), e))
+			b.ties.put(key, appended(b.ties.of(key), c))
 		}
 	}
 	if e.NAT.IsValid() {
 		key := tupleOf(e.Protocol, e.NAT, e.Target)
-		b.ties.put(key, appended(b.ties.of(key), e))
+		b.ties.put(key, appended(b.ties.of(key), c))
 	}
 	if e.stops() {
 		key := e.target()
-		b.stops.put(key, appended(b.stops.of(key), e))
+		b.stops.put(key, appended(b.stops.of(key), c))
 	}
 }
 
 // appended keeps the order of time, and merges the two halves of what was told of one packet.
-func appended(list []Event, e Event) []Event {
+func appended(list []*chapter, e *chapter) []*chapter {
 	at := len(list)
 	for at > 0 && list[at-1].Time.After(e.Time) {
 		at--
 	}
 	if at > 0 {
-		if last := &list[at-1]; last.Time.Equal(e.Time) && last.What == e.What {
+		if last := list[at-1]; last.Time.Equal(e.Time) && last.What == e.What {
 			for _, rule := range []struct{ into, from *string }{{&last.Egress, &e.Egress}, {&last.Ingress, &e.Ingress}, {&last.Audited, &e.Audited}, {&last.Why, &e.Why}} {
 				if *rule.into == "" {
 					*rule.into = *rule.from
@@ -110,12 +117,22 @@ type finding struct {
 	fresh  bool // the event is of this very packet
 }
 
+// finding is what a chapter says of a packet at a place, nil: of one that is looked at for another node.
+func (c *chapter) finding(at time.Time, place *Place) finding {
+	fresh := !c.Time.Before(at.Add(-tick))
+	if place == nil || !fresh || slices.Contains(c.shown, place) {
+		return finding{&c.Event, fresh && place == nil}
+	}
+	c.shown = append(c.shown, place)
+	return finding{&c.Event, true}
+}
+
 // find returns what decided for a packet of which another one of the same direction came at end. arrived: nothing has stopped it on this node.
-func (b *book) find(h *Header, at, end time.Time, arrived bool) finding {
+func (b *book) find(h *Header, at, end time.Time, arrived bool, place *Place) finding {
 	list := b.ties.of(h.tuple())
-	var known *Event // says least
+	var known *chapter // says least
 	for i := len(list) - 1; i >= 0; i-- {
-		e := &list[i]
+		e := list[i]
 		if !e.Time.Before(end) {
 			continue
 		}
@@ -125,22 +142,25 @@ func (b *book) find(h *Header, at, end time.Time, arrived bool) finding {
 		case e.What == Known:
 			known = e
 			continue
-		case e.What == Dropped && (at.Sub(e.Time) > heldBack || !h.sentBy(e)): // of one packet, not of a connection
+		case e.What == Dropped && (at.Sub(e.Time) > heldBack || !h.sentBy(&e.Event)): // of one packet, not of a connection
 			continue
 		}
-		return finding{e, !e.Time.Before(at.Add(-tick))}
+		return e.finding(at, place)
 	}
-	if known != nil || arrived {
-		return finding{known, false}
+	if known != nil {
+		return finding{&known.Event, false}
+	}
+	if arrived {
+		return finding{}
 	}
 	stops := b.stops.of(h.target())
 	for i := len(stops) - 1; i >= 0; i-- {
 		// Told before within the time that repeats are held back for, or after and for several.
-		e := &stops[i]
+		e := stops[i]
 		before := !e.Time.After(at.Add(tick)) && at.Sub(e.Time) <= heldBack
 		after := e.Time.After(at) && e.Packets > 1 && e.Time.Sub(at) <= heldBack
 		if before || after {
-			return finding{e, false}
+			return finding{&e.Event, false}
 		}
 	}
 	return finding{}

@@ -29,8 +29,8 @@ type Peer struct {
 	Port    uint16     `json:"port,omitempty"`
 }
 
-// all reports whether nothing is left out but what is for others.
-func (f Filter) all() bool {
+// All reports whether nothing is left out but what is for others: at a pod's own interface everything is the pod's.
+func (f Filter) All() bool {
 	return len(f.Peers) == 0 && f.EndPort == 0 && f.Port == 0 && f.Protocol == 0 && !f.ToEnds
 }
 
@@ -45,7 +45,7 @@ func (f Filter) Match(h *Header, data []byte) bool {
 		return true
 	}
 	if !h.IP {
-		return f.all()
+		return f.All()
 	}
 	if f.ours(h) {
 		return true

@@ -294,8 +294,11 @@ func (p *part) leave(i *item) time.Time {
 		return end
 	}
 	p.next[c] = times[1:]
-	if gap := times[1].Sub(i.Time); gap < far {
-		end = times[1].Add(-min(tick, gap/2))
+	switch gap := times[1].Sub(i.Time); {
+	case gap < 2*tick:
+		end = times[1]
+	case gap < far:
+		end = times[1].Add(-tick)
 	}
 	return end
 }

@@ -36,7 +36,7 @@ func (f Filter) Program(base uint32, snap int) ([]bpf.Instruction, error) {
 
 func (f Filter) families(a *assembler) {
 	other := "reject"
-	if f.all() {
+	if f.All() {
 		other = "accept" // ARP and the like
 	}
 	a.load(0, 1)

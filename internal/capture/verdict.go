@@ -60,16 +60,20 @@ func (w *witness) judge(h *Header, data []byte, at, end, far time.Time) Verdict 
 }
 
 func (w *witness) judgeOne(h *Header, at, end, far time.Time) Verdict {
-	own := w.own.find(h, at, end, w.arrived)
+	own := w.own.find(h, at, end, w.arrived, w.place)
+	if own.Event == nil { // programs may be behind the tap when packets follow each other closely
+		own = w.own.find(h, at, far, w.arrived, w.place)
+	}
 	found := []finding{own}
 	for _, b := range w.others {
-		f := b.find(h, at, far, w.arrived)
+		f := b.find(h, at, far, w.arrived, nil)
 		if f.Event == nil {
 			continue
 		}
 		if f.stops() && (own.Event == nil || !own.stops()) {
 			return w.stopped(f, " at "+b.node)
 		}
+		f.fresh = f.fresh && own.Event == nil
 		found = append(found, f)
 	}
 	found = slices.DeleteFunc(found, func(f finding) bool { return f.Event == nil })
@@ -83,9 +87,9 @@ func (w *witness) judgeOne(h *Header, at, end, far time.Time) Verdict {
 		if w.lost {
 			why = "the capture has lost packets there"
 		}
-		return Verdict{NotKnown, "no verdict: not seen at " + w.place.Pod + ", " + why + "; " + allowed(found), translation(found)}
+		return Verdict{NotKnown, "no verdict: not seen at " + w.place.Pod + ", " + why + "; " + w.allowed(found), translation(found)}
 	}
-	return Verdict{Allowed, allowed(found), translation(found)}
+	return Verdict{Allowed, w.allowed(found), translation(found)}
 }
 
 // here names the node where more than one is looked at.
@@ -132,7 +136,7 @@ func (w *witness) silence(h *Header, at time.Time) Verdict {
 }
 
 // allowed names the rules of all nodes that judged, each once.
-func allowed(found []finding) string {
+func (w *witness) allowed(found []finding) string {
 	var rules []string
 	judged, fresh, audited := false, false, ""
 	var known *Event
@@ -163,6 +167,9 @@ func allowed(found []finding) string {
 		return text + "no policy isolates it" + audited
 	case known != nil && len(found) == 1:
 		return fmt.Sprintf("known connection, allowed: begun %s before the capture, by which rule is not remembered", known.Age)
+	}
+	if len(w.others) == 0 { // the other end's node may say otherwise
+		return text + "no policy on " + w.own.node + " judges it" + audited
 	}
 	return text + "no policy judges it" + audited
 }

@@ -126,6 +126,7 @@ Exit codes: 0 all is well, 1 problems found, 2 the command line is wrong, 3 no a
 	root.AddCommand(a.connectivityCmd(), a.observeCmd())
 	root.AddCommand(a.echoCmds()...)
 	root.AddCommand(a.explainCmd(), a.explainPartCmd(), a.endsCmd())
+	root.AddCommand(a.captureCmd(), a.capturePartCmd())
 	root.AddCommand(a.nodeCmds()...)
 	root.CompletionOptions.DisableDefaultCmd = true
 	a.complete(root, "output", fixed(formats...))

@@ -13,7 +13,7 @@ type Config struct {
 	Filter []bpf.Instruction // for capture.NetworkOffset
 	// Incoming leaves out what the devices send.
 	Incoming bool
-	Blocks   int // of a MiB: the ring
+	Size     int // of the ring, in bytes: a multiple of a MiB
 }
 
 // Frame is a packet as it was seen. Data is the ring's own: it is valid until the function it is given to returns.

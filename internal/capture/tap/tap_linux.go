@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	blockSize = 1 << 20 // room for the largest packet there is
-	frameSize = 1 << 11 // only for the kernel's arithmetic: frames of version 3 have the size they need
+	blockSize = 256 << 10 // room for the largest packet; a block is handed over after Linger, however little is in it
+	frameSize = 1 << 11   // only for the kernel's arithmetic: frames of version 3 have the size they need
 )
 
 // Tap is one socket. One goroutine at a time.
@@ -78,13 +78,13 @@ func (t *Tap) set(c Config) error {
 		return err
 	}
 	request := unix.TpacketReq3{
-		Block_size: blockSize, Block_nr: uint32(c.Blocks), Frame_size: frameSize, Frame_nr: uint32(c.Blocks * blockSize / frameSize),
+		Block_size: blockSize, Block_nr: uint32(c.Size / blockSize), Frame_size: frameSize, Frame_nr: uint32(c.Size / frameSize),
 		Retire_blk_tov: uint32(Linger / time.Millisecond),
 	}
 	if err := unix.SetsockoptTpacketReq3(t.fd, unix.SOL_PACKET, unix.PACKET_RX_RING, &request); err != nil {
-		return fmt.Errorf("make ring of %d MiB: %w", c.Blocks, err)
+		return fmt.Errorf("make ring of %d bytes: %w", c.Size, err)
 	}
-	ring, err := unix.Mmap(t.fd, 0, c.Blocks*blockSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	ring, err := unix.Mmap(t.fd, 0, c.Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("map ring: %w", err)
 	}
