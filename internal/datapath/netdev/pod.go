@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -312,13 +311,12 @@ func cookieOf(ns netns.NsHandle, name string) (uint64, error) {
 // inNamespace runs fn on a thread inside ns. It is for what netlink cannot do.
 func inNamespace(ns netns.NsHandle, fn func() error) error {
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: the thread ends with the goroutine
+	Throwaway(func() {
 		if err := netns.Set(ns); err != nil {
 			done <- fmt.Errorf("enter network namespace: %w", err)
 			return
 		}
 		done <- fn()
-	}()
+	})
 	return <-done
 }

@@ -3,6 +3,7 @@ package netfilter
 import (
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -128,6 +129,33 @@ func TestRulesOfIptables(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s: %q (%+v), want %q", c.rule, got, found, c.want)
+		}
+	}
+}
+
+// Chains that are not asked are named, unless nothing in them can stop a packet.
+func TestChainsThatAreNotAsked(t *testing.T) {
+	r := newRig(t)
+	nstest.In(t, r.node, func() {
+		for _, text := range []string{
+			"add table netdev early; add chain netdev early in { type filter hook ingress device lo priority 0; }; add rule netdev early in udp dport 9 drop",
+			"add table inet late; add chain inet late in { type filter hook ingress device lo priority 0; policy drop; }",
+			"add table bridge ports; add chain bridge ports over { type filter hook forward priority 0; }; add rule bridge ports over drop",
+			"add table netdev idle; add chain netdev idle in { type filter hook ingress device lo priority 0; }",
+		} {
+			if out, err := exec.Command("nft", text).CombinedOutput(); err != nil {
+				t.Fatalf("nft %s: %v %s", text, err, out)
+			}
+		}
+	})
+	rules := r.read()
+	for bridged, want := range map[bool]string{
+		false: "nftables inet late in, nftables netdev early in", true: "nftables bridge ports over, nftables inet late in, nftables netdev early in",
+	} {
+		got := rules.Unread(bridged)
+		slices.Sort(got)
+		if text := strings.Join(got, ", "); text != want {
+			t.Errorf("bridged %v: %s, want %s", bridged, text, want)
 		}
 	}
 }
