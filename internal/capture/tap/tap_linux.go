@@ -24,7 +24,6 @@ type Tap struct {
 	fd   int
 	ring []byte
 	next int // block that is filled or will be
-	link uint16
 	seen uint64
 	lost uint64
 }
