@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-var lives = flag.Int("lives", 40, "how many changes of authority are lived through")
+var lives = flag.Int("lives", 25, "how many changes of authority are lived through")
 
 // Years, and changes of authority, with wrong clocks, parties that read late, leaders that write late, two leaders, absent leaders, deletions and
 // broken content: parties know each other all the time, unless the authority was lost and a leaf with it.
@@ -26,7 +26,7 @@ func TestPartiesKnowEachOther(t *testing.T) {
 			t.Logf("%d checks, %d excused, %d disturbances, %d authorities, %v", w.checks, w.excuses, w.disturbed, len(w.authorities), w.reasons)
 		})
 	}
-	live(0, 90*day, 0, 5*365*day)
+	live(0, 90*day, 0, 3*365*day)
 	live(1, day, 0, 90*day)
 	for seed := range *lives {
 		validity := []time.Duration{1, 2, 4, 8, 90}[seed%5] * day
