@@ -98,7 +98,11 @@ func (a *app) bpfDump(ctx context.Context, name string, limit int, match []strin
 	}
 	return deliver(a, all, func() string {
 		g, omitted := entries(all)
-		text := a.renderOr(g, name+" is empty")
+		empty := name + " is empty"
+		if len(match) > 0 {
+			empty = "no entry of " + name + " matches"
+		}
+		text := a.renderOr(g, empty)
 		if omitted > 0 {
 			text += fmt.Sprintf("and %d more\n", omitted)
 		}

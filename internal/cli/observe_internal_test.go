@@ -93,6 +93,22 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// What a node's strait says to a request that it is too old for is told from what is wrong with the request.
+func TestUnknownThere(t *testing.T) {
+	for text, want := range map[string]string{
+		`unknown verb "observe" for strait; there are: bpf, check, status`:                                                          `unknown verb "observe" for strait`,
+		`unknown flag "--beats" for strait observe; there are: --all, --first`:                                                      `unknown flag "--beats" for strait observe`,
+		`whitelist[0].(unknown field): not supported: the filter has a field that this version does not know`:                       `whitelist[0].(unknown field): not supported: the filter has a field that this version does not know`,
+		`whitelist[0].destination_port: "http": want a port from 0 to 65535`:                                                        "",
+		`the agent of this node tells of no flows: no /run/strait/hubble.sock; see flows.enabled in its configuration`:              "",
+		`strait observe: --verdict "nope": unknown verdict "nope"; there are: FORWARDED, DROPPED, AUDIT, REDIRECTED, ERROR, TRACED`: "",
+	} {
+		if got := unknownThere(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestSizeText(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0 B", 999: "999 B", 1000: "1.0 kB", 88_123_456: "88.1 MB", 123_456_789: "123 MB", 1 << 63: "9.2 EB"} {
 		if got := sizeText(n); got != want {

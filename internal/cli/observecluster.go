@@ -87,6 +87,17 @@ func (o *observation) source(c *cluster, t target) flowmerge.Source {
 	}}
 }
 
+// unknownThere returns what a node's strait does not know of a request that this one has made; empty: it has another reason to refuse.
+func unknownThere(text string) string {
+	for _, is := range []string{`unknown verb "`, `unknown flag "`, "(unknown field)"} {
+		if strings.Contains(text, is) {
+			what, _, _ := strings.Cut(text, ";") // without all there is
+			return what
+		}
+	}
+	return ""
+}
+
 // listen runs the command on a node, and hands each of its lines to hear.
 func (o *observation) listen(ctx context.Context, c *cluster, t target, args []string, hear func(*observerpb.GetFlowsResponse) error) error {
 	if t.err != nil {
@@ -124,6 +135,9 @@ func (o *observation) listen(ctx context.Context, c *cluster, t target, args []s
 	case errout.Len() > 0:
 		err = errors.New(strings.TrimPrefix(strings.TrimSpace(errout.String()), "strait: "))
 		var code exec.CodeExitError
+		if what := unknownThere(err.Error()); what != "" { // a gap: other nodes may know it
+			return fmt.Errorf("its strait is of another version than this command: %s; see strait status -o wide", what)
+		}
 		if errors.As(execErr, &code) && code.Code == ExitUsage {
 			return &flowmerge.Refusal{Err: &exitError{ExitUsage, err}}
 		}
