@@ -9,13 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sys/unix"
 
+	"github.com/strait-net/strait/internal/datapath/netdev"
 	"github.com/strait-net/strait/internal/state"
 )
 
@@ -106,9 +106,7 @@ func newSandbox() (*sandbox, error) {
 		err error
 	}
 	done := make(chan made)
-	go func() {
-		// The thread has left the node's namespace: it is not given back to the scheduler and ends with the goroutine.
-		runtime.LockOSThread()
+	netdev.Throwaway(func() {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- made{nil, fmt.Errorf("make a network namespace: %w", err)}
 			return
@@ -119,7 +117,7 @@ func newSandbox() (*sandbox, error) {
 			return
 		}
 		done <- made{&sandbox{fd}, nil}
-	}()
+	})
 	m := <-done
 	return m.s, m.err
 }
@@ -136,8 +134,7 @@ func (s *sandbox) reach(ctx context.Context, node netip.Addr) error {
 	}
 	defer func() { _ = listener.Close() }()
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // as in newSandbox
+	netdev.Throwaway(func() {
 		if err := unix.Setns(s.fd, unix.CLONE_NEWNET); err != nil {
 			done <- fmt.Errorf("enter the network namespace: %w", err)
 			return
@@ -147,6 +144,6 @@ func (s *sandbox) reach(ctx context.Context, node netip.Addr) error {
 			err = conn.Close()
 		}
 		done <- err
-	}()
+	})
 	return <-done
 }
