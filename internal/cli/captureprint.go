@@ -281,7 +281,7 @@ func (d *captureDisplay) row(s *capture.Seen) captureRow {
 		Time: s.Time, Node: s.Place.Node, Device: s.Place.Device, Pod: s.Place.Pod, Out: s.Out, Length: s.Packet.Length, Payload: s.Payload, Verdict: s.Verdict,
 	}
 	if s.IP {
-		r.Source, r.Destination, r.From, r.To = s.EndName(s.Header.Source, nil), s.EndName(s.Target, nil), s.From, s.To
+		r.Source, r.Destination, r.From, r.To = s.EndName(s.Source, nil), s.EndName(s.Target, nil), s.From, s.To
 		r.Protocol = capture.ProtocolName(s.Protocol)
 	}
 	if s.Protocol == capture.TCP && s.Ports && !s.Later {

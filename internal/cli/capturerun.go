@@ -77,11 +77,14 @@ func (r *captureRun) run(ctx context.Context) error {
 		})
 	}
 	err := r.listen(ctx, words, end)
-	return errors.Join(r.show.finish(r), err, r.outcome(err))
+	if finished := r.show.finish(r); err != nil || finished != nil {
+		return errors.Join(err, finished)
+	}
+	return r.outcome()
 }
 
 // outcome is the error when nodes have failed.
-func (r *captureRun) outcome(err error) error {
+func (r *captureRun) outcome() error {
 	stations := 0
 	for _, q := range r.plan.questions {
 		if len(q.Stations) > 0 {
@@ -89,7 +92,7 @@ func (r *captureRun) outcome(err error) error {
 		}
 	}
 	switch {
-	case err != nil || len(r.failed) == 0:
+	case len(r.failed) == 0:
 		return nil
 	case len(r.failed) >= stations && r.show.packets == 0 && r.from.client == nil:
 		return allFailed(r.failed)

@@ -305,7 +305,9 @@ func TestExplainListsNothing(t *testing.T) {
 	for i := 1; i <= 3; i++ {
 		p := nodeOf(i, false)
 		p.Ends = exampleEnds(p)
-		p.Pods = func(context.Context) ([]localapi.PodRow, error) { return nil, errors.New("a list of all pods was asked for") }
+		p.Pods = func(context.Context) ([]localapi.PodRow, error) {
+			return nil, errors.New("a list of all pods was asked for")
+		}
 		s.sockets[fmt.Sprintf("strait-agent-n%d", i)] = agent(t, p)
 	}
 	config := s.kubeconfig(t)
