@@ -99,7 +99,7 @@ func (n *nodes) put(name, address, serverName string) {
 		node.refused = errors.New("it tells other nodes nothing: see flows.listen in its configuration")
 	} else {
 		node.conn, node.refused = grpc.NewClient("passthrough:///"+address, n.certificates.Client(serverName), wire.Alive(), grpc.WithIdleTimeout(0),
-			grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer), grpc.WithSharedWriteBuffer(true),
+			grpc.WithReadBufferSize(buffer), grpc.WithWriteBufferSize(buffer),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: connectAgain, Multiplier: backoff.DefaultConfig.Multiplier, Jitter: backoff.DefaultConfig.Jitter, MaxDelay: connectPause},
 				MinConnectTimeout: connectTimeout,
@@ -278,7 +278,7 @@ func (n *nodes) ready() error {
 // reason is what a call's error says to people.
 func reason(err error) string {
 	text := status.Convert(err).Message()
-	for _, noise := range []string{"connection error: desc = ", "transport: Error while dialing: ", "transport: "} {
+	for _, noise := range []string{"connection error: desc = ", "transport: Error while dialing: ", "transport: "} { //nolint:misspell // gRPC's own words
 		text = strings.Trim(strings.TrimPrefix(text, noise), `"`)
 	}
 	return text
