@@ -36,7 +36,7 @@ func TestOBS5_Capture(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, bin, "capture", s.namespace+"/db", "--kubeconfig", strings.TrimSpace(kubeconfig), "-w", file)
+	cmd := exec.CommandContext(ctx, bin, "capture", "pod/"+s.namespace+"/db", "--kubeconfig", strings.TrimSpace(kubeconfig), "-w", file)
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
 	if err := cmd.Start(); err != nil {
