@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // counts is what probe load prints for one URL.
@@ -138,6 +140,18 @@ func settle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	eventually(t, 2*time.Minute, func(ctx context.Context) error { // and pods of the test before are gone
+		pods, err := shared.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range pods.Items {
+			if p.DeletionTimestamp != nil {
+				return fmt.Errorf("pod %s/%s is still there", p.Namespace, p.Name)
+			}
+		}
+		return nil
+	})
 }
 
 // killAgent meets only processes of the node's own PID namespace; it is an error when no agent runs there.

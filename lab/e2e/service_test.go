@@ -263,14 +263,18 @@ func eventually(t *testing.T, patience time.Duration, f func(context.Context) er
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	for {
+	for last := error(nil); ; {
 		err := f(ctx)
 		if err == nil {
 			return
 		}
+		if ctx.Err() != nil && last != nil {
+			err = last // the last attempt was cut short: what it says is that
+		}
 		if ctx.Err() != nil {
 			t.Fatal(err)
 		}
+		last = err
 		select {
 		case <-ctx.Done():
 			t.Fatal(err)
