@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/strait-net/strait/bench/internal/rig"
 )
 
 func TestParse(t *testing.T) {
@@ -14,7 +16,7 @@ func TestParse(t *testing.T) {
 	if c.Rounds != 9 || c.Sample != 300*time.Millisecond || !slices.Equal(c.Rows, []string{"2", "6"}) || len(c.Tests) != 1 || c.Tests[0].String() != "crr/6" {
 		t.Errorf("parsed %+v: a flag that was given must win over --quick", c)
 	}
-	if c, err := parse([]string{"--all"}); err != nil || len(c.Rows) != 10 || len(c.Levels) != 3 || c.Rounds != 15 || c.Sample != 2*time.Second {
+	if c, err := parse([]string{"--all"}); err != nil || !slices.Equal(c.Rows, rig.Known()) || len(c.Levels) != 3 || c.Rounds != 15 || c.Sample != 2*time.Second {
 		t.Errorf("--all parsed as %+v, %v", c, err)
 	}
 	for _, bad := range [][]string{{"--rows", "11"}, {"--pods", "10,1"}, {"--policies", "-1"}, {"--services", "1000,10"}, {"--services", "7"}, {"--rows", "1,,2"}, {"--all", "--rows", "1"}, {"--tests", "rr"}, {"--sample", "two"}} {
