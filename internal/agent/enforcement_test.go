@@ -47,16 +47,14 @@ spec: {podSelector: {matchLabels: {app: store}}, policyTypes: [Ingress], ingress
 `)
 			wanted := []path{{app.Namespace, store, storePort, true}, {other.Namespace, store, storePort, false}}
 			holds(t, "with policy", wanted...)
-			for range 2 {
-				for _, n := range c.Nodes {
-					n.KillAgent()
-					n.StartAgent()
-				}
-				for _, n := range c.Nodes {
-					n.WaitReady(30 * time.Second)
-				}
-				holds(t, "after a restart", wanted...)
+			for _, n := range c.Nodes {
+				n.KillAgent()
+				n.StartAgent()
 			}
+			for _, n := range c.Nodes {
+				n.WaitReady(30 * time.Second)
+			}
+			holds(t, "after a restart", wanted...)
 		})
 	}
 }
