@@ -112,8 +112,12 @@ func TestOPS2_PodsStartAfterAnAgentDied(t *testing.T) {
 	settle(t)
 	p := shared.wait(t, "late")
 	for _, ip := range p.Status.PodIPs {
-		out, err := shared.inPod(t.Context(), shared.namespace, shared.nodes[0].server, ask(netip.MustParseAddr(ip.IP), serverPort))
-		if got, want := seen(t, out, err), same(shared.nodes[0].pods, netip.MustParseAddr(ip.IP)); got != want {
+		var out string
+		eventually(t, 20*time.Second, func(ctx context.Context) (err error) { // the pod is ready when its program runs, which may not listen yet
+			out, err = shared.inPod(ctx, shared.namespace, shared.nodes[0].server, ask(netip.MustParseAddr(ip.IP), serverPort))
+			return err
+		})
+		if got, want := seen(t, out, nil), same(shared.nodes[0].pods, netip.MustParseAddr(ip.IP)); got != want {
 			t.Errorf("the late pod sees %s, want %s", got, want)
 		}
 	}
