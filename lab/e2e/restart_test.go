@@ -144,14 +144,14 @@ func settle(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 2*time.Minute, func(ctx context.Context) error { // and pods of the test before are gone
-		pods, err := shared.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{})
+	eventually(t, 2*time.Minute, func(ctx context.Context) error { // and what the test before had is gone
+		namespaces, err := shared.kube.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err
 		}
-		for _, p := range pods.Items {
-			if p.DeletionTimestamp != nil {
-				return fmt.Errorf("pod %s/%s is still there", p.Namespace, p.Name)
+		for _, n := range namespaces.Items {
+			if n.DeletionTimestamp != nil {
+				return fmt.Errorf("namespace %s is still there", n.Name)
 			}
 		}
 		return nil
