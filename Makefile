@@ -34,7 +34,7 @@ verify: generate ## prove that what is generated is what is committed
 	@git diff --exit-code --stat || { echo 'generated files differ from the committed ones: run "make generate" and commit'; exit 1; }
 
 test: build ## all tests but those in the lab: pure, BPF programs, CNI, network namespaces (root for the last three)
-	@tools/need util-linux:nsenter iproute2:ip iputils-ping:ping iptables:iptables-nft
+	@tools/need util-linux:nsenter iproute2:ip iputils-ping:ping iptables:iptables-nft nftables:nft gcc libc6-dev:/usr/include/stdlib.h
 	go test -count=1 -timeout 30m -p 1 ./... # one package at a time: several count what is lost under traffic
 	cd deploy && go test -count=1 ./...
 	cd lab && go test -count=1 ./internal/...
