@@ -128,9 +128,17 @@ func TestStatus(t *testing.T) {
 	if code, text := get("/readyz"); code != 200 {
 		t.Errorf("ready: %d %s", code, text)
 	}
-	if h, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: "observer.Observer"}); err != nil || h.Status != healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("health: %v, %v", h, err)
+	health := func(want healthpb.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		wait(t, "health", func() error { // it follows readiness
+			h, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{Service: "observer.Observer"})
+			if err == nil && h.Status != want {
+				err = fmt.Errorf("%v, want %v", h.Status, want)
+			}
+			return err
+		})
 	}
+	health(healthpb.HealthCheckResponse_SERVING)
 
 	c.agents[2].kill()
 	connected(t, conn, 2)
@@ -151,9 +159,7 @@ func TestStatus(t *testing.T) {
 		}
 		return nil
 	})
-	if h, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}); err != nil || h.Status == healthpb.HealthCheckResponse_SERVING {
-		t.Errorf("health without nodes: %v, %v", h, err)
-	}
+	health(healthpb.HealthCheckResponse_NOT_SERVING)
 	if _, err := client.GetNamespaces(t.Context(), &observerpb.GetNamespacesRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("namespaces of nobody: %v", err)
 	}
