@@ -39,7 +39,7 @@ spec: {podSelector: {matchLabels: {app: far}}, ingress: [{ports: [{protocol: TCP
 			[]string{"default/shop", "is given backend " + far.IPv4.String() + ":8080 (pod default/far)", "strait_service", "by tunnel to " + two.IPv4.String(), "ingress of pod default/far allowed from pod default/a by NetworkPolicy default/far spec.ingress[0]"}},
 		{"service without backends", "tcp", netip.AddrPortFrom(clusterIPs(9)[1], frontPort), explain.Dropped, []string{"refused here because service default/none has no backends", "ECONNREFUSED"}},
 		{"policy", "udp", netip.AddrPortFrom(far.IPv6, port), explain.Dropped,
-			[]string{"dropped here because the receiver's policy does not allow it (NetworkPolicy default/far, of which no rule of ingress matches): strait_from_vx on strait_vxlan on node node-2"}},
+			[]string{"dropped here because the receiver's policy does not allow it (NetworkPolicy default/far ingress (no rule matches)): strait_from_vx on strait_vxlan on node node-2"}},
 		{"echo", "icmp", netip.AddrPortFrom(one.IPv4, 0), explain.Delivered, []string{"an echo request", "its stack answers"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -278,7 +278,7 @@ func by(r policy.RuleRef) string {
 	return " by " + ruleText(r)
 }
 
-// ruleText names a rule, whose direction is said elsewhere: "NetworkPolicy shop/db spec.ingress[0]".
+// ruleText names a rule, whose direction its path says: "NetworkPolicy shop/db spec.ingress[0]".
 func ruleText(r policy.RuleRef) string {
 	switch {
 	case r.Kind == policy.Builtin && r.Name == policy.OwnNode:
@@ -286,7 +286,7 @@ func ruleText(r policy.RuleRef) string {
 	case r.Kind == policy.Builtin:
 		return r.Name
 	case r.Path == "":
-		return r.Ref.String() + ", of which no rule of " + r.Way.String() + " matches"
+		return r.String()
 	}
 	return r.Ref.String() + " " + r.Path
 }
