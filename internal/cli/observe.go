@@ -205,7 +205,7 @@ func (o *observation) relay(ctx context.Context, q *observerpb.GetFlowsRequest) 
 		case codes.InvalidArgument:
 			return usage("%s", s.Message())
 		case codes.Unavailable:
-			return unreachable(fmt.Errorf("the relay at %s does not answer: %s", o.server, s.Message()))
+			return unreachable(fmt.Errorf("the relay at %s does not answer: %s", o.server, wire.Reason(err)))
 		default:
 			return fmt.Errorf("the relay at %s: %s", o.server, s.Message())
 		}

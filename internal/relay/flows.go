@@ -141,5 +141,5 @@ func failure(err error) error {
 	if status.Code(err) == codes.InvalidArgument {
 		return &merge.Refusal{Err: err}
 	}
-	return errors.New(reason(err))
+	return errors.New(wire.Reason(err))
 }

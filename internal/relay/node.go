@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -16,7 +15,6 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 
 	"github.com/strait-net/strait/internal/metric"
 	"github.com/strait-net/strait/internal/observer/wire"
@@ -177,7 +175,7 @@ func (n *nodes) watch(ctx context.Context, node *node) {
 		case connectivity.TransientFailure:
 			// A call says why.
 			_, err := healthpb.NewHealthClient(node.conn).Check(ctx, &healthpb.HealthCheckRequest{})
-			if text := reason(err); err != nil && text != told && ctx.Err() == nil {
+			if text := wire.Reason(err); err != nil && text != told && ctx.Err() == nil {
 				n.log.Warn("node is not connected", "node", node.name, "address", node.address, "err", text)
 				told = text
 			}
@@ -273,13 +271,4 @@ func (n *nodes) ready() error {
 		}
 	}
 	return fmt.Errorf("none of %d nodes is connected", len(n.byName))
-}
-
-// reason is what a call's error says to people.
-func reason(err error) string {
-	text := status.Convert(err).Message()
-	for _, noise := range []string{"connection error: desc = ", "transport: Error while dialing: ", "transport: "} { //nolint:misspell // gRPC's own words
-		text = strings.Trim(strings.TrimPrefix(text, noise), `"`)
-	}
-	return text
 }

@@ -42,7 +42,7 @@ func (p peers) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		text := reason(err)
+		text := wire.Reason(err)
 		p.nodes.trouble(fmt.Errorf("ask %s: %s", p.address, text))
 		if text != told {
 			p.log.Warn("no agent tells which nodes there are", "address", p.address, "err", text)

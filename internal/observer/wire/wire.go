@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -13,6 +14,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 )
 
 // The names that certificates are for: all agents have the same, it is the client that has to be known to them, and so have all relays.
@@ -72,4 +74,13 @@ func Healthy(services ...string) *health.Server {
 		up.SetServingStatus(s, healthpb.HealthCheckResponse_SERVING)
 	}
 	return up
+}
+
+// Reason is what a call's error says to people.
+func Reason(err error) string {
+	text := status.Convert(err).Message()
+	for _, noise := range []string{"connection error: desc = ", "transport: Error while dialing: ", "transport: "} { //nolint:misspell // gRPC's own words
+		text = strings.Trim(strings.TrimPrefix(text, noise), `"`)
+	}
+	return text
 }
