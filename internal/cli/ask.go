@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/util/exec"
 
 	"github.com/strait-net/strait/internal/localapi"
 )
@@ -139,16 +138,10 @@ func askNode[T any](ctx context.Context, a *app, cluster *cluster, t target, q q
 		}
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		out.Err = fmt.Errorf("no answer from %s in %v", t.pod, a.timeout)
-	case err != nil && len(stderr) > 0:
-		out.Err = errors.New(strings.TrimPrefix(strings.TrimSpace(string(stderr)), "strait: "))
-		var code exec.CodeExitError
-		if errors.As(err, &code) && code.Code == ExitUsage {
-			out.Err = &exitError{ExitUsage, out.Err}
-		}
-	case err != nil:
-		out.Err = fmt.Errorf("ask %s: %w", t.pod, err)
 	default:
-		out.Err = fmt.Errorf("%s answered nothing", t.pod)
+		if out.Err = t.failure(stderr, err); out.Err == nil {
+			out.Err = fmt.Errorf("%s answered nothing", t.pod)
+		}
 	}
 	return out
 }

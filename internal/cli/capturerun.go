@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bytes"
 	"context"
 	"encoding/gob"
 	"encoding/json"
@@ -11,8 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"k8s.io/client-go/util/exec"
 
 	"github.com/strait-net/strait/internal/capture"
 )
@@ -209,49 +206,29 @@ func (r *captureRun) stream(ctx context.Context, t target, command []string, hea
 	limit := r.app.timeout + r.flags.lasting // some ways hand on what a command says when it has ended
 	silence := time.AfterFunc(limit, func() { cancel(silent) })
 	defer silence.Stop()
-	read, write := io.Pipe()
-	var errout bytes.Buffer
-	var execErr error
-	var running sync.WaitGroup
-	running.Go(func() {
-		execErr = r.from.cluster.stream(ctx, t, command, write, &errout)
-		_ = write.Close() // of a pipe: never fails
+	heard, failed := r.from.cluster.listen(ctx, t, command, func(said io.Reader) error {
+		decoder := gob.NewDecoder(said)
+		for {
+			var m capture.Message
+			if err := decoder.Decode(&m); err != nil {
+				return err
+			}
+			silence.Stop() // whoever joins may take as long as he wants
+			if err := hear(m); err != nil {
+				return err
+			}
+			silence.Reset(limit)
+		}
 	})
-	decoder := gob.NewDecoder(read)
-	var err error
-	for {
-		var m capture.Message
-		if err = decoder.Decode(&m); err != nil {
-			break
-		}
-		silence.Stop() // whoever joins may take as long as he wants
-		if err = hear(m); err != nil {
-			break
-		}
-		silence.Reset(limit)
-	}
-	cancel(nil)
-	_ = read.CloseWithError(io.ErrClosedPipe) // of a pipe: never fails
-	running.Wait()
 	switch {
-	case errors.Is(context.Cause(ctx), silent):
-		return silent
-	case errout.Len() > 0:
-		err = errors.New(strings.TrimPrefix(strings.TrimSpace(errout.String()), "strait: "))
-		if strings.Contains(err.Error(), `unknown verb "`+capturePartVerb+`"`) {
-			err = errors.New("its agent's strait cannot capture: it is of another version than this command; see strait version")
-		}
-		var code exec.CodeExitError
-		if errors.As(execErr, &code) && code.Code == ExitUsage {
-			return &exitError{ExitUsage, err}
-		}
-		return err
-	case errors.Is(err, io.EOF) && execErr == nil:
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case failed != nil && strings.Contains(failed.Error(), `unknown verb "`+capturePartVerb+`"`):
+		return errors.New("its agent's strait cannot capture: it is of another version than this command; see strait version")
+	case failed != nil && !errors.Is(failed, context.Canceled): // which it is when nobody listens any more
+		return failed
+	case errors.Is(heard, io.EOF):
 		return io.EOF
-	case errors.Is(err, context.Canceled) || ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) && execErr == nil:
-		return context.Canceled
-	case execErr != nil && !errors.Is(execErr, context.Canceled):
-		return fmt.Errorf("ask %s: %w", t.pod, execErr)
 	}
-	return fmt.Errorf("answer of %s is not what this version understands: %w", t.pod, err)
+	return fmt.Errorf("answer of %s is not what this version understands: %w", t.pod, heard)
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -21,6 +22,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/client-go/util/exec"
 	"k8s.io/streaming/pkg/httpstream"
 )
 
@@ -288,6 +290,40 @@ func (c *cluster) stream(ctx context.Context, t target, command []string, stdout
 		return fmt.Errorf("prepare exec: %w", err)
 	}
 	return executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: stdout, Stderr: stderr})
+}
+
+// listen is stream whose output read takes in as it comes; when read returns the command is ended. heard is read's error, failed the command's as of failure.
+func (c *cluster) listen(ctx context.Context, t target, command []string, read func(io.Reader) error) (heard, failed error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	said, write := io.Pipe()
+	var stderr bytes.Buffer
+	var err error
+	var running sync.WaitGroup
+	running.Go(func() {
+		err = c.stream(ctx, t, command, write, &stderr)
+		_ = write.Close() // of a pipe: never fails
+	})
+	heard = read(said)
+	cancel()
+	_ = said.CloseWithError(io.ErrClosedPipe) // of a pipe: never fails
+	running.Wait()
+	return heard, t.failure(stderr.Bytes(), err)
+}
+
+// failure is the error of a command in a pod: what it wrote to its standard error, or else why it was not run to its end. Nil: all is well.
+func (t target) failure(stderr []byte, err error) error {
+	text := strings.TrimPrefix(strings.TrimSpace(string(stderr)), "strait: ")
+	var code exec.CodeExitError
+	switch {
+	case text == "" && err == nil:
+		return nil
+	case text == "":
+		return fmt.Errorf("ask %s: %w", t.pod, err)
+	case errors.As(err, &code) && code.Code == ExitUsage:
+		return &exitError{ExitUsage, errors.New(text)}
+	}
+	return errors.New(text)
 }
 
 // unwrapURL drops the request's URL from an error of net/http: the host has been named already.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,10 +9,8 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"sync"
 
 	observerpb "github.com/cilium/cilium/api/v1/observer"
-	"k8s.io/client-go/util/exec"
 
 	flowmerge "github.com/strait-net/strait/internal/observer/merge"
 )
@@ -103,47 +100,32 @@ func (o *observation) listen(ctx context.Context, c *cluster, t target, args []s
 	if t.err != nil {
 		return t.err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	read, write := io.Pipe()
-	var errout bytes.Buffer
-	var execErr error
-	var running sync.WaitGroup
-	running.Go(func() {
-		execErr = c.stream(ctx, t, append([]string{"strait"}, args...), write, &errout)
-		_ = write.Close() // of a pipe: never fails
+	heard, failed := c.listen(ctx, t, append([]string{"strait"}, args...), func(said io.Reader) error {
+		lines := bufio.NewScanner(said)
+		lines.Buffer(nil, longestFlow)
+		for lines.Scan() {
+			answer := &observerpb.GetFlowsResponse{}
+			if err := json.Unmarshal(lines.Bytes(), answer); err != nil {
+				return fmt.Errorf("answer of %s is not what this version understands: %w", t.pod, err)
+			}
+			if err := hear(answer); err != nil {
+				return err
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return fmt.Errorf("read answer of %s: %w", t.pod, err)
+		}
+		return nil
 	})
-	lines := bufio.NewScanner(read)
-	lines.Buffer(nil, longestFlow)
-	var err error
-	for err == nil && lines.Scan() {
-		answer := &observerpb.GetFlowsResponse{}
-		if err = json.Unmarshal(lines.Bytes(), answer); err != nil {
-			err = fmt.Errorf("answer of %s is not what this version understands: %w", t.pod, err)
-			continue
-		}
-		err = hear(answer)
+	if heard != nil || failed == nil {
+		return heard
 	}
-	cancel()
-	_ = read.CloseWithError(io.ErrClosedPipe) // of a pipe: never fails
-	running.Wait()
-	switch {
-	case err != nil:
-		return err
-	case lines.Err() != nil && !errors.Is(lines.Err(), io.EOF):
-		return fmt.Errorf("read answer of %s: %w", t.pod, lines.Err())
-	case errout.Len() > 0:
-		err = errors.New(strings.TrimPrefix(strings.TrimSpace(errout.String()), "strait: "))
-		var code exec.CodeExitError
-		if what := unknownThere(err.Error()); what != "" { // a gap: other nodes may know it
-			return fmt.Errorf("its strait is of another version than this command: %s; see strait status -o wide", what)
-		}
-		if errors.As(execErr, &code) && code.Code == ExitUsage {
-			return &flowmerge.Refusal{Err: &exitError{ExitUsage, err}}
-		}
-		return err
-	case execErr != nil:
-		return fmt.Errorf("ask %s: %w", t.pod, execErr)
+	if what := unknownThere(failed.Error()); what != "" { // a gap: other nodes may know it
+		return fmt.Errorf("its strait is of another version than this command: %s; see strait status -o wide", what)
 	}
-	return nil
+	var exit *exitError
+	if errors.As(failed, &exit) {
+		return &flowmerge.Refusal{Err: exit}
+	}
+	return failed
 }
