@@ -21,7 +21,6 @@ const (
 	routing     = 43
 	fragment    = 44
 	authHeader  = 51
-	noNext      = 59
 	destination = 60
 	mobility    = 135
 	hostID      = 139

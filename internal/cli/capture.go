@@ -40,6 +40,8 @@ const (
 	leastSnap = 128
 	// mostOthers is how many nodes besides those that are captured on are asked what they tell of the packets.
 	mostOthers = 32
+	// mostSilent is how many nodes that cannot be asked are named.
+	mostSilent = 5
 	// mostStations is how many pods are captured at.
 	mostStations = 16
 )
@@ -456,10 +458,21 @@ func (p *plan) others(agents []target) error {
 		p.agents = append(p.agents, agents[i])
 	}
 	var more []target
+	var silent []string
 	for _, t := range agents {
-		if t.err == nil && !slices.Contains(p.nodes, t.node) {
+		switch {
+		case slices.Contains(p.nodes, t.node):
+		case t.err != nil:
+			silent = append(silent, fmt.Sprintf("%s (%v)", t.node, t.err))
+		default:
 			more = append(more, t)
 		}
+	}
+	if n := len(silent); n > 0 {
+		if n > mostSilent {
+			silent = append(silent[:mostSilent], fmt.Sprintf("and %d more", n-mostSilent))
+		}
+		p.notes = append(p.notes, "what these nodes deny is seen as packets without an answer, they cannot be asked: "+strings.Join(silent, ", "))
 	}
 	if len(more) > mostOthers {
 		p.notes = append(p.notes, fmt.Sprintf("%d other nodes are too many to ask: what they deny is seen as packets without an answer; name the other end to capture there as well", len(more)))
