@@ -117,11 +117,10 @@ type finding struct {
 	fresh  bool // the event is of this very packet
 }
 
-// finding is what a chapter says of a packet at a place, nil: of one that is looked at for another node.
+// finding is what a chapter says of a packet at a place. It is of the first packet there.
 func (c *chapter) finding(at time.Time, place *Place) finding {
-	fresh := !c.Time.Before(at.Add(-tick))
-	if place == nil || !fresh || slices.Contains(c.shown, place) {
-		return finding{&c.Event, fresh && place == nil}
+	if c.Time.Before(at.Add(-tick)) || slices.Contains(c.shown, place) {
+		return finding{&c.Event, false}
 	}
 	c.shown = append(c.shown, place)
 	return finding{&c.Event, true}

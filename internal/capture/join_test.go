@@ -122,6 +122,11 @@ func TestVerdicts(t *testing.T) {
 			s.packet(0, atWeb, 1, false, reply)
 			s.packet(0, atWeb, 2, true, wire{from: request.from, to: request.to, protocol: capture.TCP, flags: capture.ACK})
 		}, 1, []string{"allowed: " + dbRule, "known connection, allowed: " + dbRule, "known connection, allowed: " + dbRule}},
+		"known from then on, as only the other end's node tells": {func(s *scene) {
+			s.packet(0, atWeb, 0, true, request)
+			s.packet(0, atWeb, 0.3, false, reply)
+			s.event(1, 0.5, began("", dbRule))
+		}, 2, []string{"allowed: " + dbRule, "known connection, allowed: " + dbRule}},
 		"no policy": {func(s *scene) {
 			s.packet(0, atWeb, 0, true, request)
 			s.event(0, 0.1, began("default allow", "default allow"))

@@ -66,7 +66,7 @@ func (w *witness) judgeOne(h *Header, at, end, far time.Time) Verdict {
 	}
 	found := []finding{own}
 	for _, b := range w.others {
-		f := b.find(h, at, far, w.arrived, nil)
+		f := b.find(h, at, far, w.arrived, w.place)
 		if f.Event == nil {
 			continue
 		}
