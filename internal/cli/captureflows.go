@@ -19,6 +19,7 @@ import (
 	"github.com/strait-net/strait/internal/capture"
 	"github.com/strait-net/strait/internal/localapi"
 	"github.com/strait-net/strait/internal/observer"
+	"github.com/strait-net/strait/internal/observer/wire"
 )
 
 // followFlows hands what this node's observer tells of some addresses to tell, first what it remembers. It returns when ctx ends, or with why
@@ -39,17 +40,17 @@ func (a *app) followFlows(ctx context.Context, about []netip.Addr, listening fun
 		Whitelist: []*flowpb.FlowFilter{{SourceIp: addresses}, {DestinationIp: addresses}, {SourceIpXlated: addresses}},
 	})
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", socket, err)
+		return fmt.Errorf("ask %s: %s", socket, wire.Reason(err))
 	}
 	// The observer answers with its first flow, which may be long in coming: it is there if it answers this.
 	if _, err := observerpb.NewObserverClient(conn).ServerStatus(ctx, &observerpb.ServerStatusRequest{}); err != nil {
-		return fmt.Errorf("ask %s: %w", socket, err)
+		return fmt.Errorf("ask %s: %s", socket, wire.Reason(err))
 	}
 	listening()
 	for {
 		r, err := stream.Recv()
 		if err != nil {
-			return fmt.Errorf("read from %s: %w", socket, err)
+			return fmt.Errorf("read from %s: %s", socket, wire.Reason(err))
 		}
 		if e, ok := toldEvent(r); ok {
 			if err := tell(e); err != nil {

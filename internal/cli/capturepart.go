@@ -25,6 +25,8 @@ const capturePartVerb = "capture-part"
 const (
 	// markEvery is how often a part says up to when it has told everything.
 	markEvery = 50 * time.Millisecond
+	// retryFlows is when an observer that does not answer is asked again.
+	retryFlows = 500 * time.Millisecond
 	// podRing and nodeRing are the rooms for packets that wait to be read, in MiB.
 	podRing, nodeRing = 32, 16
 )
@@ -55,6 +57,7 @@ func (a *app) capturePartCmd() *cobra.Command {
 
 // capturing is a part that runs.
 type capturing struct {
+	app    *app
 	q      capture.Question
 	client *localapi.Client
 
@@ -87,21 +90,14 @@ type spot struct {
 
 // capturePart sees packets until ctx ends or the time is over, and then waits for what is told of the last ones.
 func (a *app) capturePart(ctx context.Context, client *localapi.Client, q capture.Question, tell func(capture.Message) error) (err error) {
-	c := &capturing{q: q, client: client, tell: tell, places: map[spot]*capture.Place{}}
+	c := &capturing{app: a, q: q, client: client, tell: tell, places: map[spot]*capture.Place{}}
 	defer func() { err = errors.Join(err, c.close()) }()
 	beyond, cancel := context.WithCancel(context.WithoutCancel(ctx)) // flows are told of later than of packets
 	var following sync.WaitGroup
 	defer following.Wait()
 	defer cancel()
 	listening := make(chan struct{})
-	following.Go(func() {
-		err := a.followFlows(beyond, q.About, sync.OnceFunc(func() { c.listening(); close(listening) }), func(e capture.Event) error {
-			return c.say(capture.Message{Event: &e})
-		})
-		if beyond.Err() == nil {
-			_ = c.say(capture.Message{Note: "no verdicts from here on: " + err.Error()}) // the taps find out as well
-		}
-	})
+	following.Go(func() { c.follow(beyond, sync.OnceFunc(func() { close(listening) })) })
 	select { // what it remembers should be there when packets are
 	case <-listening:
 	case <-time.After(time.Second):
@@ -112,10 +108,29 @@ func (a *app) capturePart(ctx context.Context, client *localapi.Client, q captur
 	return c.run(ctx)
 }
 
-func (c *capturing) listening() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.flows = true
+// follow tells of connections until ctx ends. An agent that is away is asked again.
+func (c *capturing) follow(ctx context.Context, listening func()) {
+	for told := ""; ; {
+		err := c.app.followFlows(ctx, c.q.About, func() {
+			if told != "" {
+				_ = c.say(capture.Message{Note: "verdicts again"}) // the taps find out as well
+			}
+			told = ""
+			c.mu.Lock()
+			c.flows = true
+			c.mu.Unlock()
+			listening()
+		}, func(e capture.Event) error { return c.say(capture.Message{Event: &e}) })
+		if ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
+			_ = c.say(capture.Message{Note: "no verdicts from here on: " + told})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(retryFlows):
+		}
+	}
 }
 
 // say hands a message on; after an error nothing more.
@@ -139,7 +154,7 @@ func (c *capturing) open(ctx context.Context) error {
 		}
 		end, err := localEndpoint(ctx, c.client, s.Pod)
 		if err != nil {
-			return err
+			return c.app.localError(err)
 		}
 		on := s.Filter
 		on.ToEnds = true

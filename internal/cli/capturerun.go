@@ -92,7 +92,12 @@ func (r *captureRun) outcome() error {
 	case len(r.failed) == 0:
 		return nil
 	case len(r.failed) >= stations && r.show.packets == 0 && r.from.client == nil:
-		return allFailed(r.failed)
+		code := ExitUnreachable
+		var exit *exitError
+		if errors.As(r.failed[0].Err, &exit) {
+			code = exit.code
+		}
+		return &exitError{code, nil} // the reasons have been told as they came
 	case r.from.client != nil:
 		return r.app.localError(r.failed[0].Err)
 	}

@@ -326,6 +326,35 @@ func TestCaptureLines(t *testing.T) {
 	}
 }
 
+// A capture on a node goes on while its agent is started anew, and has verdicts again when that answers.
+func TestCaptureOverRestart(t *testing.T) {
+	s := newStage(t)
+	node := s.c.Nodes[1]
+	var out string
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		out, _ = strait(t, node, "capture", "shop/web-1", "--port", "5432", "--count", "60", "--for", "60s")
+	}()
+	time.Sleep(1500 * time.Millisecond)
+	node.KillAgent()
+	s.asks(s.web, s.db, false)
+	node.StartAgent()
+	node.WaitReady(time.Minute)
+	for open := true; open; {
+		s.asks(s.web, s.db, false)
+		select {
+		case <-ended:
+			open = false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	without, with, again := strings.Cut(out, "verdicts again\n")
+	if !again || !strings.Contains(without, "no verdicts from here on: ") || !strings.Contains(with, "[S] length 0 allowed: no policy") {
+		t.Errorf("%s", out)
+	}
+}
+
 // Everything that a flood sends is in the file or counted as lost, also when nobody reads for a while; Ctrl-C leaves a whole file.
 func TestCaptureFlood(t *testing.T) {
 	s := newStage(t)
