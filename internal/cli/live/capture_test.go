@@ -95,6 +95,29 @@ func (s *stage) asks(from, to *testkit.Pod, v6 bool) bool {
 	return from.Probe(testkit.Probe{Network: "tcp", Address: testkit.HostPort(to.Address(v6), sqlPort), Timeout: 300 * time.Millisecond}).OK == 1
 }
 
+// tapped waits until so many captures look at the interfaces of pods.
+func (s *stage) tapped(taps map[*testkit.Pod]int) {
+	s.Helper()
+	for pod, want := range taps {
+		s.wait(fmt.Sprintf("capture %d of pod %s", want, pod), func() bool {
+			var text []byte
+			var err error
+			pod.Do(func() { text, err = os.ReadFile("/proc/thread-self/net/packet") })
+			if err != nil {
+				s.Fatal(err)
+			}
+			bound := 0
+			for line := range strings.Lines(string(text)) {
+				const device = 4 // 0 as long as a socket is not bound
+				if f := strings.Fields(line); len(f) > device && f[device] != "Iface" && f[device] != "0" {
+					bound++
+				}
+			}
+			return bound == want
+		})
+	}
+}
+
 // filed is a packet of a file.
 type filed struct {
 	capture.Header
@@ -172,7 +195,7 @@ func TestCapture(t *testing.T) {
 	run := func(name string, inside bool, args ...string) {
 		text := new(string)
 		texts[name] = text
-		args = append([]string{"capture", "--for", "6s", "-w", path(name)}, args...)
+		args = append([]string{"capture", "--for", "9s", "-w", path(name)}, args...)
 		running.Go(func() {
 			code := 0
 			if inside {
@@ -189,7 +212,7 @@ func TestCapture(t *testing.T) {
 	run("batch", false, "shop/batch-1", "shop/db-0:5432")
 	run("db", false, "shop/db-0")
 	run("other", true, "shop/other-1", "--peer", "shop/batch-1", "--protocol", "tcp")
-	time.Sleep(2500 * time.Millisecond) // all of them have begun
+	s.tapped(map[*testkit.Pod]int{s.web: 1, s.batch: 1, s.db: 2, s.other: 1})
 	for _, v6 := range []bool{false, true} {
 		if !s.asks(s.web, s.db, v6) || s.asks(s.batch, s.db, v6) || s.asks(s.batch, s.other, v6) {
 			t.Errorf("policy does not hold (IPv6 %v)", v6)
@@ -281,7 +304,7 @@ func TestCaptureLines(t *testing.T) {
 	running.Go(func() {
 		out, code = strait(t, node, "capture", "shop/web-1", "--port", "5432", "--count", "4", "--for", "10s")
 	})
-	time.Sleep(1500 * time.Millisecond)
+	s.tapped(map[*testkit.Pod]int{s.web: 1})
 	begun := time.Now()
 	s.asks(s.web, s.db, false)
 	running.Wait()
@@ -336,7 +359,7 @@ func TestCaptureOverRestart(t *testing.T) {
 		defer close(ended)
 		out, _ = strait(t, node, "capture", "shop/web-1", "--port", "5432", "--count", "60", "--for", "60s")
 	}()
-	time.Sleep(1500 * time.Millisecond)
+	s.tapped(map[*testkit.Pod]int{s.web: 1})
 	node.KillAgent()
 	s.asks(s.web, s.db, false)
 	node.StartAgent()
@@ -378,7 +401,7 @@ func TestCaptureFlood(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = cmd.Process.Kill() })
-			time.Sleep(2 * time.Second)
+			on.tapped(map[*testkit.Pod]int{s.web: 1})
 			if tc.suspend {
 				_ = cmd.Process.Signal(syscall.SIGSTOP)
 			}
