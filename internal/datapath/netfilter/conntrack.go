@@ -64,18 +64,47 @@ func absent(err error) bool {
 func Forget(flows []takeover.Flow) error {
 	var errs []error
 	for _, f := range flows {
-		family := uint8(unix.AF_INET)
-		if f.Source.Addr().Is6() {
-			family = unix.AF_INET6
-		}
 		req := nl.NewNetlinkRequest(subsys<<8|nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
-		req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: family(f), Version: nl.NFNETLINK_V0})
 		req.AddData(tuple(f))
 		if _, err := req.Execute(unix.NETLINK_NETFILTER, 0); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("delete connection %s to %s: %w", f.Source, f.Destination, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Answered reports whether connection tracking of this network namespace takes a packet of TCP, UDP or SCTP for one of a connection that has
+// been answered. It does not know those that are older than the rules that need it, nor those that pass it by: their packets are new to it.
+func Answered(protocol uint8, source, target netip.AddrPort) (bool, error) {
+	f := takeover.Flow{Protocol: protocol, Source: source, Destination: target}
+	req := nl.NewNetlinkRequest(subsys<<8|nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family(f), Version: nl.NFNETLINK_V0})
+	req.AddData(tuple(f))
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if errors.Is(err, os.ErrNotExist) || absent(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look connection %s to %s up: %w", source, target, err)
+	}
+	for _, msg := range msgs {
+		if len(msg) < nl.SizeofNfgenmsg {
+			continue
+		}
+		attrs := attributes(msg[nl.SizeofNfgenmsg:])
+		status, _ := number(attrs[nl.CTA_STATUS])
+		_, began, _, ok := parseTuple(attrs[nl.CTA_TUPLE_ORIG])
+		return ok && (began != source || status&statusSeenReply != 0), nil
+	}
+	return false, nil
+}
+
+func family(f takeover.Flow) uint8 {
+	if f.Source.Addr().Is6() {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
 }
 
 func tuple(f takeover.Flow) *nl.RtAttr {

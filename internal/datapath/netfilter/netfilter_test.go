@@ -238,6 +238,63 @@ func TestRedirected(t *testing.T) {
 	}
 }
 
+// Connection tracking knows a connection of which it has seen packets while there were rules that need it, and an answer.
+func TestAnswered(t *testing.T) {
+	r := newRig(t)
+	r.serve()
+	answered := func(c net.Conn, want bool) {
+		t.Helper()
+		protocol := map[string]uint8{"tcp": 6, "udp": 17}[c.LocalAddr().Network()]
+		from, to := netip.MustParseAddrPort(c.LocalAddr().String()), netip.MustParseAddrPort(c.RemoteAddr().String())
+		nstest.In(t, r.node, func() {
+			if got, err := Answered(protocol, from, to); err != nil || got != want {
+				t.Errorf("%s from %s to %s answered %v, %v; want %v", c.LocalAddr().Network(), from, to, got, err, want)
+			}
+		})
+	}
+	var old []net.Conn
+	for _, target := range []string{"10.2.0.2:8080", "[fd02::2]:8080"} {
+		for _, network := range []string{"tcp", "udp"} {
+			old = append(old, r.dial(r.client, network, target))
+		}
+	}
+	r.rules("add table inet needs\nadd chain inet needs c { type filter hook forward priority 0; }\nadd rule inet needs c ct state new counter\n")
+	for _, c := range old {
+		answered(c, false)
+		answered(r.dial(r.client, c.LocalAddr().Network(), c.RemoteAddr().String()), true)
+	}
+	for _, c := range old {
+		r.check(ping(c))
+		answered(c, true) // it has come to know it
+	}
+	var silent net.Conn
+	nstest.In(t, r.client, func() {
+		var err error
+		silent, err = net.Dial("udp", "10.2.0.77:9")
+		r.check(err)
+	})
+	defer func() { _ = silent.Close() }()
+	_, err := silent.Write([]byte("x"))
+	r.check(err)
+	// Nobody has answered; an answer would be one. The node forwards beside the test.
+	from, to := netip.MustParseAddrPort(silent.LocalAddr().String()), netip.MustParseAddrPort(silent.RemoteAddr().String())
+	for end := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		answer := false
+		nstest.In(t, r.node, func() {
+			var err error
+			answer, err = Answered(17, to, from)
+			r.check(err)
+		})
+		if answer {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("an answer would not be taken for one")
+		}
+	}
+	answered(silent, false)
+}
+
 // A closed connection is kept by the kernel for a while: it is none to go on with.
 func TestClosedIsToldAsClosed(t *testing.T) {
 	r := newRig(t)
@@ -258,6 +315,9 @@ func TestClosedIsToldAsClosed(t *testing.T) {
 
 func TestNoConnectionTracking(t *testing.T) {
 	nstest.In(t, nstest.NetNS(t), func() {
+		if known, err := Answered(6, netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2")); known || err != nil {
+			t.Errorf("%v %v", known, err)
+		}
 		if flows, err := Redirected(); err != nil || len(flows) != 0 {
 			t.Errorf("%v %v", flows, err)
 		}

@@ -277,7 +277,12 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 	}
 	carrier := packet.Target.Port() == w.loaded.VXLANPort && packet.Source.Port() == carrierPort
 	// The tunnel's packets are never answers: those have another source port.
-	p.Known = !carrier && (packet.Answer || w.q.Established)
+	p.Known = !carrier && packet.Answer
+	if w.q.Established && !carrier && !packet.Answer {
+		if p.Known, err = w.tracked(s, packet); err != nil {
+			return false, err
+		}
+	}
 	place := fmt.Sprintf("%s, %s rules", s.name, p.Hook)
 	w.unread(s, r)
 	found := r.Pass(p)
@@ -298,6 +303,20 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 		w.refuse(place, "a rule that is not Strait's refuses the packet", found.Rule, "it is refused by "+found.Rule)
 	}
 	return !found.Stopped(), nil
+}
+
+// tracked reports whether a namespace's connection tracking, which is not Strait's, knows the packet's connection too.
+func (w *walk) tracked(s space, p trial.Packet) (known bool, err error) {
+	switch p.Protocol {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP:
+	default:
+		return true, nil
+	}
+	err = s.Inside(func() (err error) {
+		known, err = netfilter.Answered(p.Protocol, p.Source, p.Target)
+		return err
+	})
+	return known, err
 }
 
 // linkUp asks whether a device can send; false: the packet ends there.
