@@ -279,9 +279,7 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 	// The tunnel's packets are never answers: those have another source port.
 	p.Known = !carrier && packet.Answer
 	if w.q.Established && !carrier && !packet.Answer {
-		if p.Known, err = w.tracked(s, packet); err != nil {
-			return false, err
-		}
+		p.Known = w.tracked(s, packet)
 	}
 	place := fmt.Sprintf("%s, %s rules", s.name, p.Hook)
 	w.unread(s, r)
@@ -306,17 +304,21 @@ func (w *walk) filter(s space, p netfilter.Passing, packet trial.Packet) (bool, 
 }
 
 // tracked reports whether a namespace's connection tracking, which is not Strait's, knows the packet's connection too.
-func (w *walk) tracked(s space, p trial.Packet) (known bool, err error) {
+func (w *walk) tracked(s space, p trial.Packet) (known bool) {
 	switch p.Protocol {
 	case unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP:
 	default:
-		return true, nil
+		return true
 	}
-	err = s.Inside(func() (err error) {
+	err := s.Inside(func() (err error) {
 		known, err = netfilter.Answered(p.Protocol, p.Source, p.Target)
 		return err
 	})
-	return known, err
+	if err != nil {
+		w.note(s.name, "the kernel does not tell which connections it tracks; this one is taken for one of them", err.Error())
+		return true
+	}
+	return known
 }
 
 // linkUp asks whether a device can send; false: the packet ends there.
